@@ -1,0 +1,100 @@
+"""Grouped-query attention inside the segments of packed rows.
+
+Slot i of a row attends to slot j when j <= i and both are of one segment: the order of slots is the causal order,
+whatever positions the slots carry (a student view keeps the positions of the full example, with gaps).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rcjax.model.config import LlamaConfig
+from rcjax.model.layers import Projection, residual_stddev
+from rcjax.model.rope import rotate
+from rcjax.model.tiles import attend_tiles
+from rcjax.sharding import constrain
+
+QUERY_BLOCK = 128
+
+
+class Attention(nnx.Module):
+    """Projections, rotary embedding and attention of one layer."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype, param_dtype, path: str):
+        self.path = path
+        embed, head = config.hidden_size, config.head_dim
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        common = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype, bias=config.attention_bias)
+        self.query = Projection((embed, heads, head), ("embed", "heads", None), **common)
+        self.key = Projection((embed, kv_heads, head), ("embed", "kv_heads", None), **common)
+        self.value = Projection((embed, kv_heads, head), ("embed", "kv_heads", None), **common)
+        self.output = Projection(
+            (heads, head, embed),
+            ("heads", None, "embed"),
+            contracted=2,
+            stddev=residual_stddev(config),
+            **common,
+        )
+
+    def __call__(self, x: jax.Array, table: tuple[jax.Array, jax.Array], segment_ids: jax.Array) -> jax.Array:
+        """[B, S, D], rotary tables [B, S, H / 2], int32 [B, S] -> [B, S, D]."""
+        table = tuple(part[:, :, None, :] for part in table)  # [B, S, 1, H/2]
+        query = constrain(rotate(self.query(x), table), "batch", None, "heads", None)  # [B, S, N, H]
+        key = constrain(rotate(self.key(x), table), "batch", None, "kv_heads", None)  # [B, S, K, H]
+        value = constrain(self.value(x), "batch", None, "kv_heads", None)  # [B, S, K, H]
+        mixed = PATHS[self.path](query, key, value, segment_ids)  # [B, S, N, H]
+        return self.output(constrain(mixed, "batch", None, "heads", None))
+
+
+def attend_blocks(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """softmax(Q K^T / sqrt(H)) V under the causal segment mask; softmax in float32 or wider.
+
+    Blocks of queries see only the keys up to their own end, so about half of the [S, S] scores are never made,
+    and no more than [QUERY_BLOCK, S] of a head at a time.
+
+    Args:
+      query: [B, S, N, H]; key, value: [B, S, K, H] with K dividing N.
+      segment_ids: int32 [B, S]; 0 is padding. Padding attends to padding: nobody reads it, and it costs
+        less than a mask of its own (and keeps every softmax well defined).
+
+    Returns:
+      [B, S, N, H].
+    """
+    batch, length, heads, head_dim = query.shape
+    kv_heads = key.shape[2]
+    query = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)  # [B, K, S, H]
+    blocks = []
+    for start in range(0, length, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, length)
+        mask = segment_ids[:, start:stop, None] == segment_ids[:, None, :stop]  # [B, Q, T]
+        mask &= jnp.arange(start, stop)[:, None] >= jnp.arange(stop)
+        blocks.append(
+            _attend_block(query[:, :, :, start:stop], key[:, :, :stop], value[:, :, :stop], mask[:, None, None])
+        )
+    mixed = jnp.concatenate(blocks, axis=3)  # [B, K, G, S, H]
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+
+
+def _attend_block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, K, G, Q, H], [B, K, T, H] twice, bool [B, 1, 1, Q, T] -> [B, K, G, Q, H]."""
+    precise = jnp.promote_types(jnp.float32, query.dtype)
+    query = query * (1 / math.sqrt(query.shape[-1]))
+    scores = jnp.einsum("bkgqh,bkth->bkgqt", query, key, preferred_element_type=precise)
+    scores = jnp.where(mask, scores, jnp.finfo(precise).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgqt,bkth->bkgqh", weights, value)
+
+
+# Same result from each. `tiles` makes only the scores that segments need and is the quicker one on CPU; its loop
+# over tiles would leave an accelerator idle, which gets whole blocks of queries.
+PATHS = {"blocks": attend_blocks, "tiles": attend_tiles}
+
+
+def default_path() -> str:
+    """The quicker path on the backend that JAX runs on."""
+    return "tiles" if jax.default_backend() == "cpu" else "blocks"

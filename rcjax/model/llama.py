@@ -1,0 +1,229 @@
+"""The Llama model, and its parameters as a plain nested dict.
+
+Outside of this package parameters are always the plain dict: layers stacked on axis 0, names as below. ``apply``
+puts them into the module again, which costs nothing at run time.
+
+    embed/embedding [V, D]
+    layers/attention_norm/scale [L, D]        layers/mlp_norm/scale [L, D]
+    layers/attention/{query,key,value}/kernel [L, D, N or K, H]      layers/attention/output/kernel [L, N, H, D]
+    layers/mlp/{gate,up}/kernel [L, D, F]     layers/mlp/down/kernel [L, F, D]
+    norm/scale [D]
+    head/kernel [D, V]                        (absent when tied)
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rcjax.model.attention import PATHS, Attention, default_path
+from rcjax.model.config import LlamaConfig, ModelConfigError
+from rcjax.model.layers import INIT_STDDEV, MLP, Projection, RMSNorm
+from rcjax.model.rope import rotation
+from rcjax.sharding import constrain
+
+Params = dict[str, Any]
+
+# What the backward pass computes again: nothing, everything but matrix products with parameters, whole layers.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Embedding(nnx.Module):
+    """Token table [V, D]."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
+        shape = (config.vocab_size, config.hidden_size)
+        table = INIT_STDDEV * jax.random.normal(rngs.params(), shape, param_dtype)
+        self.embedding = nnx.Param(table, logical_axes=("vocab", "embed"))
+        self.dtype = dtype
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """int32 [B, S] -> [B, S, D]."""
+        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+
+
+class Layer(nnx.Module):
+    """Pre-norm transformer layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype, param_dtype, attention: str):
+        self.attention_norm = RMSNorm(config, dtype=dtype, param_dtype=param_dtype)
+        self.attention = Attention(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype, path=attention)
+        self.mlp_norm = RMSNorm(config, dtype=dtype, param_dtype=param_dtype)
+        self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+    def __call__(self, x: jax.Array, table: tuple[jax.Array, jax.Array], segment_ids: jax.Array) -> jax.Array:
+        """[B, S, D] -> [B, S, D]."""
+        with jax.named_scope("attention"):
+            x = x + self.attention(self.attention_norm(x), table, segment_ids)
+            x = constrain(x, "batch", None, None)
+        with jax.named_scope("mlp"):
+            x = x + self.mlp(self.mlp_norm(x))
+            return constrain(x, "batch", None, None)
+
+
+class Llama(nnx.Module):
+    """Llama: embedding, layers stacked on axis 0, final norm, output projection.
+
+    Args:
+      config: the model's shape.
+      rngs: stream ``params`` initialises the parameters.
+      dtype: of activations; norms, softmax and rotary embedding are at least float32.
+      param_dtype: of parameters.
+      remat: ``none``, ``dots`` or ``full``, see ``REMAT_POLICIES``.
+      scan_layers: one compiled layer in ``jax.lax.scan`` (compile time and code size do not grow with depth)
+        or all layers in a row (quicker on CPU). Same result, same parameters.
+      attention: a path of ``rcjax.model.attention.PATHS``; None takes what is quicker on the backend.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        remat: str = "none",
+        scan_layers: bool = True,
+        attention: str | None = None,
+    ):
+        attention = attention or default_path()
+        if attention not in PATHS:
+            raise ModelConfigError(f"attention is {attention!r}; choices are {', '.join(PATHS)}")
+        if remat not in REMAT_POLICIES:
+            raise ModelConfigError(f"remat is {remat!r}; choices are {', '.join(REMAT_POLICIES)}")
+        common = dict(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype))
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.remat = remat
+        self.scan_layers = scan_layers
+        self.embed = Embedding(config, rngs=rngs, **common)
+
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make_layer(rngs: nnx.Rngs) -> Layer:
+            return Layer(config, rngs=rngs, attention=attention, **common)
+
+        self.layers = make_layer(rngs)
+        self.norm = RMSNorm(config, **common)
+        if not config.tie_embeddings:
+            self.head = Projection((config.hidden_size, config.vocab_size), ("embed", "vocab"), rngs=rngs, **common)
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """Final hidden states, after the last norm.
+
+        Args:
+          tokens: int32 [B, S].
+          positions: int32 [B, S], of the rotary embedding; they need not be contiguous.
+          segment_ids: int32 [B, S], 0 is padding, whose output means nothing.
+
+        Returns:
+          [B, S, D] of the compute dtype.
+        """
+        with jax.named_scope("embed"):
+            x = constrain(self.embed(tokens), "batch", None, None)  # [B, S, D]
+            table = rotation(self.config, positions, self.dtype)
+        graph, stacked = nnx.split(self.layers)
+
+        def run(x, one_layer):
+            return nnx.merge(graph, one_layer)(x, table, segment_ids)
+
+        if self.remat != "none":
+            # A scan keeps the compiler from merging the two computations, so the costly barrier can go there.
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers)
+        if self.scan_layers:
+            x, _ = jax.lax.scan(lambda x, one_layer: (run(x, one_layer), None), x, stacked)
+        else:
+            for index in range(self.config.num_layers):
+                x = run(x, jax.tree.map(lambda leaf, index=index: leaf[index], stacked))
+        return self.norm(x)
+
+    def head_kernel(self) -> jax.Array:
+        """Output projection [D, V]: the token table turned over when tied."""
+        return self.embed.embedding[...].T if self.config.tie_embeddings else self.head.kernel[...]
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract(config: LlamaConfig, dtype, param_dtype, remat: str, scan_layers: bool, attention: str):
+    """(graph definition, abstract state) of a model that is never allocated."""
+    model = nnx.eval_shape(
+        lambda: Llama(
+            config,
+            rngs=nnx.Rngs(params=0),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=remat,
+            scan_layers=scan_layers,
+            attention=attention,
+        )
+    )
+    return nnx.split(model)
+
+
+def abstract_params(config: LlamaConfig, param_dtype=jnp.float32) -> Params:
+    """The parameter dict with a ``jax.ShapeDtypeStruct`` at each leaf; nothing is allocated."""
+    param_dtype = jax.dtypes.canonicalize_dtype(param_dtype)  # float64 is float32 while x64 is off
+    _, state = _abstract(config, param_dtype, param_dtype, "none", True, "blocks")
+    return nnx.to_pure_dict(state)
+
+
+def logical_axes(config: LlamaConfig) -> Params:
+    """The parameter dict with a tuple of logical axis names at each leaf (``rcjax.sharding.RULES``)."""
+    _, state = _abstract(config, jnp.dtype(jnp.float32), jnp.dtype(jnp.float32), "none", True, "blocks")
+    axes: Params = {}
+    for path, variable in nnx.to_flat_state(state):
+        names = variable.get_metadata("logical_axes")
+        node = axes
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = (None, *names) if path[0] == "layers" else names  # the stacked layers are not split
+    return axes
+
+
+def init_params(config: LlamaConfig, key: jax.Array, param_dtype=jnp.float32) -> Params:
+    """Fresh parameters; inside ``jax.jit`` with ``out_shardings`` each is born where it lives.
+
+    Normal with deviation 0.02, projections into the residual stream 0.02 / sqrt(2 * layers); norms are 1.
+    """
+    model = Llama(config, rngs=nnx.Rngs(params=key), param_dtype=param_dtype)
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def apply(
+    config: LlamaConfig,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    dtype=jnp.float32,
+    remat: str = "none",
+    scan_layers: bool | None = None,
+    attention: str | None = None,
+) -> jax.Array:
+    """Runs the model on parameters given as a plain dict; arguments and result as ``Llama.__call__``.
+
+    Args:
+      scan_layers: None takes what is quicker on the backend: in a row on CPU, scanned elsewhere.
+      attention: a path of ``rcjax.model.attention.PATHS``; None takes what is quicker on the backend.
+    """
+    if scan_layers is None:
+        scan_layers = jax.default_backend() != "cpu"
+    graph, state = _abstract(
+        config, jnp.dtype(dtype), jnp.dtype(jnp.float32), remat, scan_layers, attention or default_path()
+    )
+    state = jax.tree.map(lambda leaf: leaf, state)  # the cached one must stay as it is
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)(tokens, positions, segment_ids)
+
+
+def head_kernel(config: LlamaConfig, params: Params) -> jax.Array:
+    """Output projection [D, V] of a plain parameter dict."""
+    return params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
