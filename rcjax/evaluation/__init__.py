@@ -1,0 +1,1 @@
+"""Measuring a model: held-out problems, execution of what it wrote, pass@k, and the page that shows a run."""
