@@ -1,0 +1,95 @@
+"""Records as a TensorFlow Datasets dataset, written and readable without TensorFlow.
+
+``download_and_prepare`` does everything but write record files, for which it wants TensorFlow; our file adapter takes
+that one place. Metadata, features, shards and splits are ordinary TFDS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import file_adapters
+
+from data_gen import VERSION
+from rcjax.data.tfrecord import RecordFile, write_records
+
+NAME = "traces"
+TEXT_FEATURES = {
+    "id": "Unique name of the example.",
+    "task": "What is asked, phrasing excluded: the unit that splits are made by.",
+    "family": "Group of tasks that results are reported by.",
+    "type": "generation or reflection.",
+    "source": "Teacher that wrote the attempts.",
+    "messages": "JSON list of turns {role, content: [{type: text|code|execution, content}]}.",
+    "prompt": "The problem statement.",
+    "solution": "Reference code.",
+    "tests": "JSON list of lines to run behind the code.",
+    "entry_point": "Function that the tests call.",
+}
+DESCRIPTION = "Attempt, feedback, reflection and correction traces of programming problems."
+
+
+class _Adapter(file_adapters.TfRecordFileAdapter):
+    """TFRecord framing of our own where TFDS would call TensorFlow."""
+
+    @classmethod
+    def write_examples(cls, path: os.PathLike[str], iterator: Iterable[tuple[Any, bytes]]) -> None:
+        write_records(path, (data for _, data in iterator))
+
+    @classmethod
+    def num_examples(cls, filename: os.PathLike[str]) -> int:
+        return len(RecordFile(filename))
+
+
+@contextlib.contextmanager
+def _adapter() -> Iterator[None]:
+    adapters = file_adapters.ADAPTER_FOR_FORMAT
+    before = adapters[file_adapters.FileFormat.TFRECORD]
+    adapters[file_adapters.FileFormat.TFRECORD] = _Adapter
+    try:
+        yield
+    finally:
+        adapters[file_adapters.FileFormat.TFRECORD] = before
+
+
+class Traces(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Splits ``instruction``, ``reflection`` and ``heldout`` of records that are already made."""
+
+    name = NAME
+    VERSION = tfds.core.Version(VERSION)
+    url_infos: ClassVar[dict[str, Any]] = {}  # nothing is downloaded, so no checksum file is looked for
+    pkg_dir_path = None
+
+    def __init__(self, *, splits: Mapping[str, Sequence[Mapping[str, Any]]], **kwargs: Any):
+        self._records = splits
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {name: tfds.features.Text(doc=doc) for name, doc in TEXT_FEATURES.items()}
+        features["rounds"] = tfds.features.Scalar(np.int32, doc="Failed attempts before the one that passed.")
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features), description=DESCRIPTION, disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {name: self._generate_examples(records) for name, records in self._records.items() if records}
+
+    def _generate_examples(self, records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        yield from enumerate(records)
+
+
+def write_dataset(splits: Mapping[str, Sequence[Mapping[str, Any]]], directory: Path) -> Path:
+    """Writes the dataset below ``directory``; returns where its ``dataset_info.json`` lies."""
+    tfds.disable_progress_bar()
+    builder = Traces(splits=splits, data_dir=str(directory), file_format="tfrecord")
+    config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
+    with _adapter(), contextlib.redirect_stdout(io.StringIO()):  # it prints about downloads; there are none
+        builder.download_and_prepare(download_config=config, file_format="tfrecord")
+    return Path(builder.data_path)

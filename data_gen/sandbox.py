@@ -1,0 +1,262 @@
+"""Runs code that nobody has read, many times a second: a pool of forking interpreters with limits.
+
+Each worker is one zygote (``sandbox_worker.py``) that forks a child per program, so no interpreter starts per attempt
+and no state passes from one attempt to the next. ``Sandbox.isolation`` says in words what holds on this machine.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import enum
+import json
+import os
+import queue
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+_WORKER = Path(__file__).with_name("sandbox_worker.py")
+_GRACE = 10.0  # seconds past the wall limit after which a worker counts as lost
+_START = 30.0
+
+
+class SandboxError(RuntimeError):
+    """The sandbox can not work here at all; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Code and what is run behind it, each test on lines of its own."""
+
+    code: str
+    tests: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """The file ``attempt.py``: line numbers in tracebacks count in it."""
+        code = self.code if self.code.endswith("\n") or not self.code else self.code + "\n"
+        return code + "".join(f"{test}\n" for test in self.tests)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one program may use.
+
+    Attributes:
+      cpu_seconds: CPU time; fractions count.
+      wall_seconds: time by the clock, for programs that wait.
+      memory_mb: address space, MiB, the interpreter's own (about 20) included.
+      output_bytes: what is kept of stdout and stderr together.
+      file_bytes: size of any file written.
+      open_files: descriptors.
+      processes: processes and threads of the user; 1 allows no new one (does not bind for root).
+    """
+
+    cpu_seconds: float = 2.0
+    wall_seconds: float = 10.0
+    memory_mb: int = 512
+    output_bytes: int = 8192
+    file_bytes: int = 1 << 20
+    open_files: int = 64
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ValueError(f"limit {field.name} is {getattr(self, field.name)}; it must be above 0")
+
+
+class Verdict(enum.StrEnum):
+    """How a program ended. Only PASSED means that its last line ran."""
+
+    PASSED = "passed"
+    FAILED = "failed"  # an exception, an assertion's among them
+    TIMEOUT = "timeout"  # CPU or wall time
+    MEMORY = "memory"
+    CRASHED = "crashed"  # a signal, or it left before its tests
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Result of one program.
+
+    Attributes:
+      verdict: how it ended.
+      feedback: its output and the traceback, without paths and addresses of this machine; "" if it was silent.
+      error: class name of the exception, name of the signal, or "".
+      seconds: wall time.
+    """
+
+    verdict: Verdict
+    feedback: str
+    error: str
+    seconds: float
+
+
+class _Worker:
+    """Parent's side of one zygote."""
+
+    def __init__(self) -> None:
+        self._base = tempfile.mkdtemp(prefix="attempts-")
+        os.chmod(self._base, 0o711)  # a child of another user must pass through to its own directory
+        request_read, self._requests = os.pipe()
+        self._replies, reply_write = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-s", "-P", "-B", str(_WORKER), str(request_read), str(reply_write), self._base],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(request_read, reply_write),
+            env={"PYTHONHASHSEED": "0", "PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+            cwd="/",
+            start_new_session=True,
+        )
+        os.close(request_read)
+        os.close(reply_write)
+        hello = self._receive(_START)
+        if hello is None:
+            self._process.kill()
+            said = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+            self.close()
+            raise SandboxError(f"the sandbox's interpreter did not start: {said[-1] if said else 'no answer'}")
+        self.reached = hello
+
+    def run(self, program: Program, limits: Limits) -> Outcome | None:
+        """The outcome, None if the worker was lost."""
+        body = json.dumps({"source": program.source, "limits": dataclasses.asdict(limits)}).encode()
+        try:
+            data = memoryview(struct.pack("<I", len(body)) + body)
+            while data:
+                data = data[os.write(self._requests, data) :]
+        except BrokenPipeError:
+            return None
+        reply = self._receive(limits.wall_seconds + _GRACE)
+        if reply is None or reply["status"] == "lost":
+            return None
+        return Outcome(Verdict(reply["status"]), reply["feedback"], reply["error"], reply["seconds"])
+
+    def _receive(self, seconds: float) -> dict | None:
+        def exactly(count: int) -> bytes | None:
+            data = b""
+            while len(data) < count:
+                # poll, not select: a training process may well hold more than 1,024 descriptors.
+                poll = select.poll()
+                poll.register(self._replies, select.POLLIN)
+                if not poll.poll(seconds * 1000):
+                    return None
+                part = os.read(self._replies, count - len(data))
+                if not part:
+                    return None
+                data += part
+            return data
+
+        header = exactly(4)
+        body = exactly(struct.unpack("<I", header)[0]) if header else None
+        return json.loads(body) if body else None
+
+    def close(self) -> None:
+        for fd in (self._requests, self._replies):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        try:
+            self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stderr.close()
+        shutil.rmtree(self._base, ignore_errors=True)
+
+
+class Sandbox:
+    """A pool of workers; use as a context manager. ``run`` and ``map`` may be called from several threads."""
+
+    def __init__(self, workers: int | None = None, limits: Limits | None = None):
+        """``workers``: number of zygotes, the number of usable CPUs if None.
+
+        Raises:
+          SandboxError: the interpreter of a worker does not start.
+        """
+        self.limits = limits or Limits()
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._all: list[_Worker] = []
+        self._lock = threading.Lock()
+        try:
+            for _ in range(self.workers):
+                self._free.put(self._start())
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> _Worker:
+        worker = _Worker()
+        with self._lock:
+            self._all.append(worker)
+        return worker
+
+    @property
+    def isolation(self) -> str:
+        """What holds here, in words."""
+        reached = self._all[0].reached
+        has = ["limits on CPU, memory, files, processes and output", "an own session and directory"]
+        has += ["no network"] if reached["network"] else []
+        has += ["an own pid namespace"] if reached["pid"] else []
+        has += ["user nobody"] if reached["user"] == "nobody" else []
+        lacks = f"; lacks {', '.join(reached['lacks'])}" if reached["lacks"] else ""
+        return ", ".join(has) + lacks
+
+    def run(self, program: Program) -> Outcome:
+        """Runs one program; waits for a free worker.
+
+        Raises:
+          SandboxError: a lost worker could not be replaced.
+        """
+        worker = self._free.get()
+        try:
+            outcome = worker.run(program, self.limits)
+            if outcome is None:  # the program took its zygote down: that is no pass, and the pool goes on
+                with self._lock:
+                    self._all.remove(worker)
+                worker.close()
+                worker = self._start()
+                outcome = Outcome(Verdict.CRASHED, "Crashed: the program took its interpreter down\n", "Lost", 0.0)
+            return outcome
+        finally:
+            self._free.put(worker)
+
+    def map(self, programs: Iterable[Program]) -> Iterator[Outcome]:
+        """Outcomes in order; takes programs lazily, a few more than there are workers ahead of what was asked for."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            waiting: collections.deque[Future[Outcome]] = collections.deque()
+            try:
+                for program in programs:
+                    waiting.append(pool.submit(self.run, program))
+                    if len(waiting) > 2 * self.workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def close(self) -> None:
+        """Ends the workers."""
+        with self._lock:
+            workers, self._all = self._all, []
+        for worker in workers:
+            worker.close()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

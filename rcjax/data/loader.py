@@ -1,0 +1,126 @@
+"""From tokenised examples to the batches of optimizer steps: a grain iterator whose state is the step.
+
+Item k of ``StepSource`` is everything that optimizer step k trains on. It is a pure function of (examples,
+settings, k): shuffling, masking and packing all derive from the seed and k, so any host can make any step's batch at
+any time, and resuming needs nothing but the number of the next step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from rcjax.blocks import REFLECTION, Example
+from rcjax.curriculum import Curriculum, mask_rate
+from rcjax.objective import Objective
+from rcjax.packing import assemble, best_fit, examples_of_step
+from rcjax.views import ExampleViews, build_views, student_mask
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSettings:
+    """What decides a step's batch besides the examples."""
+
+    objective: Objective
+    curriculum: Curriculum
+    total_steps: int
+    batch_size: int
+    row_length: int
+    rows_per_microbatch: int
+    normalisation: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepBatch:
+    """One optimizer step's data.
+
+    Attributes:
+      step: which step.
+      arrays: ``packing.assemble``'s, [G, M, ...] in host memory.
+      metrics: numbers about the batch that metrics.jsonl repeats.
+    """
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    metrics: dict[str, float]
+
+    @property
+    def microbatches(self) -> int:
+        """G."""
+        return len(self.arrays["tokens"])
+
+
+def views_of_step(
+    sources: Sequence[Sequence[Example]], repeats: Sequence[int], settings: BatchSettings, step: int
+) -> tuple[list[ExampleViews], float]:
+    """The views of a step's examples, and the mask rate they were made with."""
+    rate = mask_rate(step, settings.total_steps, settings.curriculum.rate)
+    counts = [len(source) for source in sources]
+    firsts = np.concatenate([[0], np.cumsum(counts)])
+    views = []
+    for number in examples_of_step(counts, repeats, settings.seed, settings.batch_size, step):
+        source = int(np.searchsorted(firsts, number, side="right")) - 1
+        example = sources[source][number - firsts[source]]
+        mask = None
+        if example.kind == REFLECTION and settings.objective.uses_student:
+            rng = np.random.default_rng([settings.seed, step, int(number)])
+            mask = student_mask(example, settings.curriculum, rate, rng)
+        views.append(build_views(example, settings.objective, mask))
+    return views, rate
+
+
+class StepSource:
+    """Random-access source for grain: item k is the ``StepBatch`` of optimizer step k."""
+
+    def __init__(self, sources: Sequence[Sequence[Example]], repeats: Sequence[int], settings: BatchSettings):
+        self._sources, self._repeats, self._settings = sources, tuple(repeats), settings
+
+    def __len__(self) -> int:
+        return self._settings.total_steps
+
+    def __getitem__(self, step: int) -> StepBatch:
+        settings = self._settings
+        views, rate = views_of_step(self._sources, self._repeats, settings, step)
+        rows = best_fit([view.slots for view in views], settings.row_length)
+        arrays = assemble(
+            views,
+            rows,
+            row_length=settings.row_length,
+            rows_per_microbatch=settings.rows_per_microbatch,
+            normalisation=settings.normalisation,
+        )
+        students = [len(view.student) for view in views if view.student is not None]
+        used = sum(view.slots for view in views)
+        metrics = {
+            "mask_rate": rate,
+            "visible_tokens_per_example": float(np.mean(students)) if students else 0.0,
+            "teacher_tokens_per_example": float(np.mean([len(view.teacher) for view in views])),
+            "examples": float(len(views)),
+            "tokens": float(used),
+            "row_use": used / (len(rows) * settings.row_length),
+            "microbatches": float(len(arrays["tokens"])),
+        }
+        return StepBatch(step, arrays, metrics)
+
+
+def step_batches(source: StepSource, prefetch: int) -> Any:
+    """A grain iterator over steps, packed ahead in a background thread; ``get_state`` is ``{"next_index": k}``."""
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, prefetch))
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+
+def longest_views(examples: Sequence[Example], objective: Objective) -> int:
+    """Most row slots that an example can take, at any mask rate: both views whole, but for what is always hidden."""
+    longest = 0
+    for example in examples:
+        teacher = len(example) - 1
+        student = 0
+        if example.kind == REFLECTION and objective.uses_student:
+            student = teacher
+        longest = max(longest, teacher + student)
+    return longest
