@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,7 @@ def test_segments_with_gaps_in_positions_equal_separate_calls(name):
     tokens = rng.integers(0, config.vocab_size, (2, length)).astype(np.int32)
     positions, segments = np.zeros_like(tokens), np.zeros_like(tokens)
     for row, cuts in enumerate([[0, 40, 41, 200, 270], [0, 130, 290]]):  # what is left at the end is padding
-        for number, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
             segments[row, start:stop] = number + 1
             positions[row, start:stop] = np.sort(rng.choice(900, stop - start, replace=False))
     peer = transformers_model(config, params, torch.float64)
@@ -86,27 +88,22 @@ def test_segments_with_gaps_in_positions_equal_separate_calls(name):
             assert worst(ours[row, slots], expected) < 1e-9
 
 
-def test_scan_remat_and_order_of_layers_change_nothing():
-    config = make_config(num_layers=3)
-    rng = np.random.default_rng(5)
-    tokens = rng.integers(0, config.vocab_size, (2, 140)).astype(np.int32)
-    positions = np.broadcast_to(np.arange(140, dtype=np.int32), tokens.shape)
+@pytest.mark.parametrize(("scan_layers", "remat"), [(True, "full"), (True, "dots"), (False, "dots")])
+def test_scan_and_remat_change_nothing(scan_layers, remat):
+    config = make_config()
+    tokens = np.random.default_rng(5).integers(0, config.vocab_size, (2, 20)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(20, dtype=np.int32), tokens.shape)
+
+    def gradient(**options):
+        def loss(params):
+            logits = logits_fn(config, "float64", **options)(params, tokens, positions, np.ones_like(tokens))
+            return jnp.sum(jnp.sin(logits))
+
+        return jax.jit(jax.grad(loss))(random_params(config, seed=6))
+
     with jax.enable_x64(True):
-        params = random_params(config, seed=6)
-        results = []
-        for scan_layers in (True, False):
-            for remat in llama.REMAT_POLICIES:
-                logits = logits_fn(config, "float64", remat=remat, scan_layers=scan_layers)
-                loss = jax.jit(
-                    jax.value_and_grad(
-                        lambda params, logits=logits: jnp.sum(
-                            jnp.sin(logits(params, tokens, positions, np.ones_like(tokens)))
-                        )
-                    )
-                )
-                results.append(loss(params))
-    for result in results[1:]:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), result, results[0])
+        plain, other = gradient(scan_layers=False), gradient(scan_layers=scan_layers, remat=remat)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), plain, other)
 
 
 def test_bfloat16_computes_in_bfloat16_and_stays_near_float32():

@@ -1,0 +1,42 @@
+"""The demo: the whole method on a laptop CPU, from nothing to a one-off coder.
+
+    python launch.py --config=configs/tiny.py --workdir=runs/tiny          (or: make demo)
+
+Builds traces by running mutated programs, trains a tokenizer and a Llama of about a million parameters from scratch,
+measures pass@1 on held-out tasks, exports a Hugging Face directory and writes report.html.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """See the module's text."""
+    config = base.get_config()
+    config.build.problems = 4200
+    config.build.heldout = 200
+    config.build.instruction_share = 0.35
+    config.build.reflection_share = 0.55
+    config.build.phrasings = 4
+    config.build.shown_tests = 1
+    config.data.reflection_repeats = 1
+    config.data.max_length = 384
+    config.tokenizer.vocab_size = 1536
+    config.tokenizer.pretokenizer = "lines"
+    config.model.hidden_size = 128
+    config.model.intermediate_size = 384
+    config.model.num_layers = 4
+    config.model.num_heads = 4
+    config.model.num_kv_heads = 4
+    config.model.head_dim = 32
+    config.model.max_position_embeddings = 1024
+    config.objective.alpha = 0.5
+    config.packing.row_length = 768
+    config.packing.rows_per_device = 1
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.b2 = 0.98
+    config.optimizer.weight_decay = 0.1
+    config.train.batch_size = 16
+    config.train.epochs = 3.5
+    return config

@@ -1,0 +1,163 @@
+"""rcjax: from reflection traces to a code LLM that writes the right program in one go.
+
+    python launch.py --config=configs/tiny.py --workdir=runs/tiny
+
+Modes (--mode=NAME):
+
+  pipeline   every stage in order, each skipped when its output is already in the workdir:
+             build data, train a tokenizer, train, evaluate, export, report. The default.
+  train      the data, tokenizer and train stages alone.
+  evaluate   greedy one-off generation of a workdir's newest checkpoint on the held-out problems, run against
+             their tests; prints pass@1 and writes WORKDIR/evaluation.
+  export     a workdir's newest checkpoint as a Hugging Face directory (--output=DIR; default WORKDIR/export).
+  generate   a prompt or a file in, code out: --prompt="Write ..." or --prompt_file=FILE (one prompt a line), from
+             --model=DIR (an export) or --workdir=W (its export).
+
+A run that was stopped, however hard, goes on where it was when the same command is given again.
+
+Any field of the config can be overridden: --config.optimizer.learning_rate=1e-4. `configs/base.py` lists every
+field with its meaning; `python -m data_gen --help` tells how to build traces from your own problems.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+MODES = ("pipeline", "train", "evaluate", "export", "generate")
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The config file, e.g. configs/tiny.py; fields are overridden by --config.FIELD=VALUE."
+)
+MODE = flags.DEFINE_enum("mode", "pipeline", MODES, "What to do; see above.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: data, tokenizer, checkpoints, metrics, report.")
+OUTPUT = flags.DEFINE_string("output", None, "Directory that --mode=export writes; it must not exist yet.")
+MODEL = flags.DEFINE_string("model", None, "Hugging Face directory that --mode=generate loads.")
+PROMPT = flags.DEFINE_string("prompt", None, "A task in words, for --mode=generate.")
+PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "File with one task a line, for --mode=generate.")
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest generation of --mode=generate.", lower_bound=1)
+
+
+class UsageError(ValueError):
+    """A flag that is missing or that does not go with the mode."""
+
+
+def main(argv: list[str]) -> None:
+    """Dispatches to the mode; every failure that a user can cause ends in one sentence and exit code 2."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # the libraries' own chatter; --verbosity=0 brings it back
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    try:
+        if MODE.value == "generate":
+            generate()
+        else:
+            run()
+    except (ValueError, OSError) as error:
+        if os.environ.get("RCJAX_TRACEBACK"):
+            raise
+        print(f"{type(error).__name__}: {error}\n(RCJAX_TRACEBACK=1 shows where)", file=sys.stderr)
+        sys.exit(2)
+
+
+def run() -> None:
+    """The modes that work in a workdir with a config."""
+    if CONFIG.value is None:
+        raise UsageError(f"--mode={MODE.value} needs --config=FILE, e.g. --config=configs/tiny.py")
+    if not WORKDIR.value:
+        raise UsageError(f"--mode={MODE.value} needs --workdir=DIR, e.g. --workdir=runs/tiny")
+    if MODE.value in ("evaluate", "export") and not os.path.isdir(os.path.join(WORKDIR.value, "checkpoints")):
+        raise UsageError(f"--workdir={WORKDIR.value} holds no checkpoint; train first or name another")
+    from rcjax.pipeline import Pipeline, open_workdir
+    from rcjax.progress import say
+
+    pipeline = Pipeline(CONFIG.value, open_workdir(WORKDIR.value, CONFIG.value))
+    if MODE.value == "pipeline":
+        results = pipeline.run()
+        low, high = results["interval"]
+        say(f"pass@1 {results['pass@1']:.1%} [{low:.1%}, {high:.1%}] on {results['num_problems']} held-out problems")
+        if "baseline" in results:
+            say(f"baseline (instructions alone, as many tokens): pass@1 {results['baseline']['pass@1']:.1%}")
+        say(f"report: {os.path.relpath(pipeline.workdir.report)}")
+        return
+    if MODE.value == "train":
+        pipeline.build_data()
+        pipeline.train_tokenizer()
+        pipeline.train()
+        return
+    params = pipeline.trained_params()
+    if MODE.value == "evaluate":
+        pipeline.evaluate(params)
+        pipeline.say_evaluation()
+    else:
+        pipeline.export(params, OUTPUT.value)
+
+
+def generate() -> None:
+    """Prompts in, programs out."""
+    from rcjax.generate import generate_programs
+
+    directory = MODEL.value or (os.path.join(WORKDIR.value, "export") if WORKDIR.value else None)
+    if directory is None:
+        raise UsageError("--mode=generate needs --model=DIR (an exported model) or --workdir=W")
+    if (PROMPT.value is None) == (PROMPT_FILE.value is None):
+        raise UsageError("--mode=generate needs either --prompt=TEXT or --prompt_file=FILE")
+    if PROMPT.value is not None:
+        prompts = [PROMPT.value]
+    else:
+        with open(PROMPT_FILE.value, encoding="utf-8") as lines:
+            prompts = [line.strip() for line in lines if line.strip()]
+    for program in generate_programs(directory, prompts, MAX_NEW_TOKENS.value):
+        print(program)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's flag parsing, with an unknown config field answered by the near ones."""
+    for argument in argv:
+        path = argument.removeprefix("--config=").partition(":")[0]
+        if path != argument.partition(":")[0] and not os.path.isfile(path):
+            print(f"UsageError: --config={path}: there is no such file", file=sys.stderr)
+            sys.exit(2)
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        print(f"UsageError: {_config_complaint(argv, error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _config_complaint(argv: list[str], error: Exception) -> str:
+    given = [argument.removeprefix("--config.").split("=")[0] for argument in argv if argument.startswith("--config.")]
+    files = [argument.split("=", 1)[1] for argument in argv if argument.startswith("--config=")]
+    if files:
+        from rcjax.pipeline import flatten
+
+        try:
+            known = flatten(_load_config(files[-1]).to_dict())
+        except Exception as failed:  # the file itself is at fault: say so
+            return f"config file {files[-1]} can not be read: {failed}"
+        for field in given:
+            if field not in known:
+                near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
+                last = field.split(".")[-1]
+                near += [name for name in known if name.split(".")[-1] == last and name not in near]
+                hint = f"; did you mean {' or '.join('config.' + name for name in near)}?" if near else ""
+                return f"unknown field config.{field}{hint}"
+    return str(error)
+
+
+def _load_config(path: str):
+    import importlib.util
+
+    path, _, argument = path.partition(":")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,64 @@
+"""Checkpoints: train state and data iterator state together in one step directory, written by orbax.
+
+A step's directory appears under its final name when it is whole, so a killed save leaves nothing behind that a
+restore could mistake for a checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from rcjax.train.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one training run. Saves are asynchronous; ``close`` waits for the last one."""
+
+    def __init__(self, directory: str | Path, *, every: int = 1, keep: int | None = 2):
+        options = ocp.CheckpointManagerOptions(
+            save_interval_steps=every, max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        )
+        self.directory = Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest(self) -> int | None:
+        """Number of optimizer steps in the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, data_state: dict[str, Any], *, force: bool = False) -> bool:
+        """Saves after ``step`` optimizer steps if it is due; returns whether it did."""
+        if self._manager.latest_step() == step:
+            return False
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
+        return self._manager.save(step, args=args, force=force)
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """State (laid out as ``abstract`` says, whatever mesh saved it) and data iterator state.
+
+        Raises:
+          FileNotFoundError: no checkpoint.
+          ValueError: a checkpoint that can not be read into this model.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"no checkpoint in {self.directory}; train first or name another --workdir")
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=args)
+        except (ValueError, KeyError, OSError) as error:
+            raise ValueError(
+                f"checkpoint {self.directory / str(step)} can not be restored ({str(error).splitlines()[0][:200]}); "
+                "delete it to go on from an earlier one"
+            ) from error
+        return restored["state"], restored["data"]
+
+    def wait(self) -> None:
+        """Returns when the save in progress is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save in progress and releases threads."""
+        self._manager.close()

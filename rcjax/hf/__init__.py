@@ -1,0 +1,1 @@
+"""In from and out to the Hugging Face world: tokenizers, weights, whole model directories."""

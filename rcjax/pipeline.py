@@ -1,0 +1,400 @@
+"""The stages from nothing to a one-off coder. Each writes its output whole and is skipped when it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import rcjax
+from rcjax.data import records
+from rcjax.progress import progress, say
+
+
+class WorkdirError(ValueError):
+    """A working directory that belongs to another configuration, or that can not be written."""
+
+
+# Fields that may change between two calls in the same workdir: they decide what is done, not what comes out of it.
+FREE_FIELDS = ("baseline",)
+EVALUATION_FILE = "evaluation.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclasses.dataclass
+class Workdir:
+    """Paths of one run. It is locked for this process as long as ``lock`` is open."""
+
+    path: Path
+    lock: Any = None
+
+    def __getattr__(self, name: str) -> Path:
+        places = {
+            "data": "data",
+            "tokenizer": "tokenizer",
+            "evaluation": "evaluation",
+            "baseline": "baseline",
+            "baseline_evaluation": "baseline/evaluation",
+            "export": "export",
+            "seconds": "seconds.json",
+            "config": "config.json",
+            "results": "results.json",
+            "report": "report.html",
+        }
+        if name not in places:
+            raise AttributeError(name)
+        return self.path / places[name]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(aside, path)
+
+
+def open_workdir(path: str | Path, config: ConfigDict) -> Workdir:
+    """Creates the directory, or checks that it was made with this configuration; removes what a killed run left aside.
+
+    Raises:
+      WorkdirError: another configuration (names the first field that differs), another process at work in it, or
+        no permission.
+    """
+    workdir = Workdir(Path(path).absolute())
+    try:
+        workdir.path.mkdir(parents=True, exist_ok=True)
+        workdir.lock = open(workdir.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
+        try:
+            fcntl.flock(workdir.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkdirError(f"workdir {path} is in use by another process; wait for it or name another") from None
+        for place in (workdir.path, workdir.baseline):
+            for left in place.glob(".*.*"):  # stages write aside under such names
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        mine = flatten(json.loads(config.to_json_best_effort()))
+        if workdir.config.exists():
+            theirs = flatten(json.loads(workdir.config.read_text()))
+            for field in sorted(mine.keys() | theirs.keys()):
+                if field in FREE_FIELDS or mine.get(field) == theirs.get(field):
+                    continue
+                raise WorkdirError(
+                    f"workdir {path} belongs to another config: config.{field} is {theirs.get(field)!r} there and "
+                    f"{mine.get(field)!r} now; name another --workdir or give the old value"
+                )
+        else:
+            write_json(workdir.config, json.loads(config.to_json_best_effort()))
+    except OSError as error:
+        raise WorkdirError(f"workdir {path} can not be written: {error.strerror}; name another --workdir") from error
+    return workdir
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+class Pipeline:
+    """One run. Methods in the order in which ``run`` calls them; each can also be asked for alone."""
+
+    def __init__(self, config: ConfigDict, workdir: Workdir):
+        self.config, self.workdir = config, workdir
+
+    def run(self) -> dict[str, Any]:
+        """All stages; returns what ``results.json`` holds."""
+        self.build_data()
+        self.train_tokenizer()
+        params = self.train()
+        self.evaluate(params)
+        if self.config.baseline:
+            self.train_baseline()
+        self.export(params)
+        return self.report()
+
+    # ---- data
+
+    @property
+    def train_directory(self) -> Path:
+        """Where the training splits are: the user's dataset, or the one that this run builds."""
+        return Path(self.config.data.train) if self.config.data.train else self.workdir.data
+
+    def build_data(self) -> None:
+        """Traces by really executing programs (``data_gen``), unless the config names a dataset."""
+        if self.config.data.train or self.workdir.data.exists():
+            self._skip("build data", self.train_directory)
+            return
+        from data_gen.build import build, family_problems
+
+        build_config = self.config.build
+        with self._stage("build data"):
+            build(
+                family_problems(build_config.problems, self.config.seed),
+                self.workdir.data,
+                teacher="bugs",
+                seed=self.config.seed,
+                rounds=build_config.rounds,
+                heldout=build_config.heldout,
+                instruction_share=build_config.instruction_share,
+                reflection_share=build_config.reflection_share,
+                phrasings=build_config.phrasings,
+                shown_tests=build_config.shown_tests,
+            )
+
+    @cached_property
+    def repeats(self) -> dict[str, int]:
+        """How often each split stands in an epoch."""
+        data = self.config.data
+        return {records.INSTRUCTION: data.instruction_repeats, records.REFLECTION: data.reflection_repeats}
+
+    @cached_property
+    def conversations(self) -> dict[str, list]:
+        """Training conversations by split."""
+        return records.training_conversations(self.train_directory, self.repeats)
+
+    # ---- tokenizer
+
+    def train_tokenizer(self) -> None:
+        """A byte-level BPE on the training text, with the block tokens, unless the config names one."""
+        if self.config.tokenizer.path or self.workdir.tokenizer.exists():
+            self._skip("tokenizer", self.config.tokenizer.path or self.workdir.tokenizer)
+            return
+        from rcjax.hf.tokenizer import save_tokenizer, train_tokenizer
+
+        with self._stage("tokenizer"):
+            settings = self.config.tokenizer
+            texts = records.texts(self.conversations)
+            tokenizer = train_tokenizer(texts, settings.vocab_size, settings.pretokenizer)
+            save_tokenizer(tokenizer, self.workdir.tokenizer)
+
+    @cached_property
+    def tokenizer(self):
+        """The run's tokenizer."""
+        from rcjax.hf.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.config.tokenizer.path or self.workdir.tokenizer)
+
+    @cached_property
+    def codec(self):
+        """The tokenizer as plain functions (``blocks.TextCodec``)."""
+        from rcjax.hf.tokenizer import codec
+
+        return codec(self.tokenizer)
+
+    # ---- model and training
+
+    @cached_property
+    def model_config(self):
+        """The model's shape: ``config.model`` and the tokenizer's size."""
+        from rcjax.model import LlamaConfig
+
+        codec = self.codec
+        return LlamaConfig(
+            vocab_size=codec.vocab_size,
+            bos_token_id=codec.bos_id,
+            eos_token_id=codec.eos_id,
+            pad_token_id=codec.pad_id,
+            **self.config.model,
+        )
+
+    def train(self) -> Any:
+        """The student, by dynamically masked distillation; returns its parameters."""
+        from rcjax.train.loop import train
+
+        data = records.tokenise(self.conversations, self.repeats, self.codec, self.config.data.max_length)
+        say(f"train on {data.describe()}; model of {self.model_config.num_params:,} parameters")
+        with self._stage("train") as stage:
+            run = train(self.config, self.workdir.path, self.model_config, data.sources, data.repeats)
+            stage.did_something = run.steps_done > 0
+        return run.params
+
+    def train_baseline(self) -> None:
+        """The same model on instruction data alone, for as many computed tokens; evaluated alike."""
+        from rcjax.train.loop import train
+
+        if (self.workdir.baseline_evaluation / EVALUATION_FILE).exists():
+            self._skip("baseline", self.workdir.baseline)
+            return
+        with self._stage("baseline"):
+            config = self.config.copy_and_resolve_references()
+            repeats = {records.INSTRUCTION: 1}
+            conversations = {records.INSTRUCTION: self.conversations[records.INSTRUCTION]}
+            data = records.tokenise(conversations, repeats, self.codec, config.data.max_length)
+            if records.INSTRUCTION not in self.conversations:
+                raise records.DatasetError("config.baseline needs an `instruction` split to train on")
+            tokens = last_metrics(self.workdir.path)["computed_tokens"]
+            per_example = sum(len(example) - 1 for example in data.sources[0]) / len(data.sources[0])
+            config.objective.name = "ce"
+            config.train.steps = max(1, round(tokens / (per_example * config.train.batch_size)))
+            self.workdir.baseline.mkdir(exist_ok=True)
+            run = train(config, self.workdir.baseline, self.model_config, data.sources, data.repeats, "train baseline")
+            self._evaluate(run.params, self.workdir.baseline_evaluation, "evaluate baseline")
+
+    # ---- what came of it
+
+    def evaluate(self, params: Any) -> None:
+        """Greedy one-off generation on held-out problems, run against their tests."""
+        if (self.workdir.evaluation / EVALUATION_FILE).exists():
+            self._skip("evaluate", self.workdir.evaluation)
+            return
+        with self._stage("evaluate"):
+            self._evaluate(params, self.workdir.evaluation, "evaluate")
+
+    def _evaluate(self, params: Any, directory: Path, title: str) -> None:
+        from rcjax.decode import generate
+        from rcjax.evaluation.problems import read_problems
+        from rcjax.evaluation.score import evaluate
+        from rcjax.generate import answers
+
+        settings = self.config.evaluation
+        source = self.config.data.heldout or self.train_directory
+        problems = read_problems(records.read_split(source, records.HELDOUT), settings.problems or None)
+
+        def write_programs(prompts: list[str]) -> list[str]:
+            with progress(f"{title}: writing programs", total=len(prompts), unit="programs") as bar:
+                return answers(
+                    functools.partial(generate, self.model_config, params),
+                    self.codec,
+                    prompts,
+                    max_new_tokens=settings.max_new_tokens,
+                    batch_size=settings.batch_size,
+                    on_advance=bar.advance,
+                )
+
+        evaluate(problems, write_programs).save(directory)
+
+    def export(self, params: Any, output: str | None = None) -> None:
+        """A Hugging Face directory, loaded again and compared."""
+        directory = Path(output) if output else self.workdir.export
+        if directory.exists():
+            if output:
+                raise WorkdirError(f"--output={output} exists already; name a directory that does not")
+            self._skip("export", directory)
+            return
+        from rcjax.hf.export import export
+
+        with self._stage("export"):
+            report = export(
+                self.model_config,
+                params,
+                self.tokenizer,
+                directory,
+                dtype=self.config.export.dtype,
+                metadata=self._model_card(),
+            )
+        say(f"export: {report}")
+
+    def report(self) -> dict[str, Any]:
+        """results.json and report.html; cheap, so always made anew."""
+        from rcjax.evaluation.report import write_report
+        from rcjax.evaluation.score import Evaluation, write_results
+        from rcjax.train.metrics import read_metrics
+
+        evaluation = Evaluation.load(self.workdir.evaluation)
+        baseline = None
+        if (self.workdir.baseline_evaluation / EVALUATION_FILE).exists():
+            baseline = Evaluation.load(self.workdir.baseline_evaluation)
+        seconds = json.loads(self.workdir.seconds.read_text()) if self.workdir.seconds.exists() else {}
+        results = write_results(
+            self.workdir.results,
+            evaluation,
+            baseline=baseline,
+            export=os.path.relpath(self.workdir.export, self.workdir.path),
+            seconds=seconds,
+        )
+        write_report(
+            self.workdir.report,
+            metrics=read_metrics(self.workdir.path / METRICS_FILE),
+            evaluation=evaluation.to_json(),
+            baseline=baseline.summary() if baseline else None,
+            config=json.loads(self.workdir.config.read_text()),
+            summary={
+                "name": self.workdir.path.name,
+                "command": "python launch.py " + " ".join(shlex.quote(word) for word in sys.argv[1:]),
+                "num_params": self.model_config.num_params,
+                "seconds": seconds,
+                "versions": versions(),
+            },
+        )
+        return results
+
+    def say_evaluation(self) -> None:
+        """Prints the stored evaluation."""
+        from rcjax.evaluation.score import Evaluation
+
+        evaluation = Evaluation.load(self.workdir.evaluation)
+        low, high = evaluation.interval
+        say(
+            f"pass@1 {evaluation.pass_at(1):.1%} [{low:.1%}, {high:.1%}] on {evaluation.num_problems} held-out problems"
+        )
+
+    def trained_params(self) -> Any:
+        """Parameters of the workdir's newest checkpoint."""
+        from rcjax.train.loop import restore_params
+
+        return restore_params(self.config, self.workdir.path, self.model_config)
+
+    def _model_card(self) -> dict[str, Any]:
+        card = {"config": json.loads(self.workdir.config.read_text())}
+        if (self.workdir.evaluation / EVALUATION_FILE).exists():
+            stored = json.loads((self.workdir.evaluation / EVALUATION_FILE).read_text())
+            card["pass@1"] = stored["pass@1"]
+        return card
+
+    # ---- stages
+
+    def _skip(self, name: str, place: Path | str) -> None:
+        say(f"{name}: already in {os.path.relpath(place)}")
+
+    def _stage(self, name: str):
+        return _Stage(name, self.workdir)
+
+
+class _Stage:
+    """Keeps the seconds that a stage took, and says them."""
+
+    def __init__(self, name: str, workdir: Workdir):
+        self._name, self._workdir = name, workdir
+
+    def __enter__(self) -> _Stage:
+        self.did_something = True
+        self._start = time.monotonic()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is not None or not self.did_something:
+            return
+        seconds = json.loads(self._workdir.seconds.read_text()) if self._workdir.seconds.exists() else {}
+        seconds[self._name] = round(time.monotonic() - self._start, 1)
+        write_json(self._workdir.seconds, seconds)
+        say(f"{self._name}: done in {seconds[self._name]:.0f} s")
+
+
+def last_metrics(directory: Path) -> dict[str, Any]:
+    """The last line of a finished run's metrics."""
+    return json.loads((directory / METRICS_FILE).read_text().splitlines()[-1])
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
+    return {"python": platform.python_version(), "rcjax": rcjax.__version__} | {
+        name: importlib.metadata.version(name) for name in names
+    }

@@ -1,0 +1,141 @@
+"""Both attention paths are dense masked attention, in value and gradient, on one device and on a mesh."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+
+from rcjax import model as llama
+from rcjax.model import attention, tiles
+from rcjax.model.attention import PATHS
+from rcjax.sharding import make_mesh, partition_spec
+from tests.model.peers import make_config
+
+
+def dense(query, key, value, segment_ids):
+    """The whole [S, S] score matrix, keys and values repeated for every head."""
+    group = query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
+    scores = jnp.einsum("bqnh,btnh->bnqt", query, key) / np.sqrt(query.shape[-1])
+    mask = (segment_ids[:, :, None] == segment_ids[:, None]) & np.tri(query.shape[1], dtype=bool)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bnqt,btnh->bqnh", weights, value)
+
+
+def packed(rng, batch, length, longest):
+    """Segment ids of rows: segments of random lengths, padding behind."""
+    segments = np.zeros((batch, length), np.int32)
+    for row in range(batch):
+        start, number = 0, 0
+        while start < length and rng.random() > 0.1:
+            stop = start + int(rng.integers(1, longest + 1))
+            number += 1
+            segments[row, start:stop] = number
+            start = stop
+    return segments
+
+
+def value_and_gradients(attend, arrays, segments, weights):
+    """Padding is left out of the sum, as the loss leaves it out."""
+    real = (segments > 0)[..., None, None]
+
+    def total(query, key, value):
+        out = attend(query, key, value, segments)
+        return jnp.sum(jnp.where(real, out, 0) * weights), jnp.where(real, out, 0)
+
+    gradients, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(*arrays)
+    return (out, *gradients)
+
+
+def draw(rng, batch, length, heads, kv_heads, head_dim=4):
+    shapes = [(batch, length, n, head_dim) for n in (heads, kv_heads, kv_heads, heads)]
+    *arrays, weights = (rng.normal(size=shape) for shape in shapes)
+    return arrays, weights
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Short rows then have many blocks; the parity tests run blocks of the usual size."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(tiles, "TILE", 16)
+
+
+@pytest.mark.parametrize(
+    ("path", "heads", "batch"),
+    [("blocks", (4, 2), 4), ("blocks", (3, 1), 1), ("tiles", (4, 2), 4), ("tiles", (3, 1), 3), ("tiles", (2, 2), 1)],
+)
+def test_paths_equal_dense_attention(path, heads, batch):
+    with jax.enable_x64(True):
+        expected, ours = (jax.jit(functools.partial(value_and_gradients, f)) for f in (dense, PATHS[path]))
+
+        # A few hundred layouts of segments, over one compiled program each.
+        @settings(max_examples=40, deadline=None)
+        @given(seed=st.integers(0, 2**20), longest=st.sampled_from([1, 7, 30, 90]), shuffled=st.booleans())
+        def check(seed, longest, shuffled):
+            rng = np.random.default_rng(seed)
+            arrays, weights = draw(rng, batch, 50, *heads)
+            segments = packed(rng, batch, 50, longest)
+            if shuffled:  # interleaved segments need more tiles; the result must be right all the same
+                segments = rng.permuted(segments, axis=1)
+            results = (f(arrays, segments, weights) for f in (ours, expected))
+            for mine, theirs in zip(*results, strict=True):
+                assert mine.dtype == jnp.float64
+                np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-11)
+
+        check()
+
+
+def test_only_tiles_that_segments_need_are_made():
+    segments = np.zeros((2, 4, 128), np.int32)
+    segments[0] = np.repeat(np.arange(1, 9), 64).reshape(4, 128)  # no segment crosses a tile
+    segments[1].flat[:200] = 1  # the rest of this row is padding
+    (rows, queries, keys), count = tiles._needed_tiles(jnp.asarray(segments))
+    made = list(zip(*(np.asarray(x)[: int(count)].tolist() for x in (rows, queries, keys)), strict=True))
+    assert made == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (0, 3, 3), (1, 0, 0), (1, 1, 0), (1, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("tiles", {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("tiles", {"replica": 2, "data": 4}),
+        ("blocks", {"data": 2, "fsdp": 2, "tensor": 2}),
+    ],
+)
+def test_a_mesh_changes_neither_loss_nor_gradient(path, shape):
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    config = make_config(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=1)
+    params = llama.init_params(config, jax.random.key(0))
+    rng = np.random.default_rng(1)
+    segments = packed(rng, 8, 40, 30)
+    tokens = rng.integers(0, 64, segments.shape).astype(np.int32)
+    positions = np.broadcast_to(np.arange(40, dtype=np.int32), tokens.shape)
+
+    def loss(params, tokens, positions, segments):
+        hidden = llama.apply(config, params, tokens, positions, segments, remat="full", attention=path)
+        logits = hidden @ llama.head_kernel(config, params)
+        return jnp.sum(jnp.where(segments > 0, jax.nn.logsumexp(logits, axis=-1), 0))
+
+    expected = jax.jit(jax.value_and_grad(loss))(params, tokens, positions, segments)
+    mesh = make_mesh(shape)
+    with jax.set_mesh(mesh):
+        place = jax.tree.map(
+            lambda axes: NamedSharding(mesh, partition_spec(axes)),
+            llama.logical_axes(config),
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
+        rows = NamedSharding(mesh, partition_spec(("batch", None)))
+        # Born in place: every device must hold the values that one device would.
+        sharded = jax.jit(lambda key: llama.init_params(config, key), out_shardings=place)(jax.random.key(0))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), sharded, params)
+        batch = jax.device_put((tokens, positions, segments), rows)
+        ours = jax.jit(jax.value_and_grad(loss), out_shardings=(None, place))(sharded, *batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), ours, expected)

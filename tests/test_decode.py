@@ -1,0 +1,117 @@
+"""Greedy generation gives what transformers' generate gives, however prompts are batched."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcjax import decode
+from rcjax import model as llama
+from tests.model.peers import CONFIGS, make_config, random_params, torch, transformers_model
+
+
+def peer_generate(peer, prompts, max_new_tokens, stops):
+    """One prompt at a time: nothing of padding can hide a mistake of ours."""
+    results = []
+    for prompt in prompts:
+        with torch.no_grad():
+            out = peer.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=stops,
+                pad_token_id=0,
+            )
+        new = out[0, len(prompt) :].tolist()
+        results.append(new[:-1] if new and new[-1] in stops else new)
+    return results
+
+
+def make_prompts(config, count, seed=0, longest=45):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, config.vocab_size, rng.integers(1, longest)).tolist() for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["grouped", "linear rope, large theta", "bias, tied, coarse eps"])
+def test_random_model_equals_transformers(name):
+    config = make_config(**CONFIGS[name])
+    params = random_params(config, seed=1, dtype=np.float32)
+    prompts = make_prompts(config, 11)
+    stops = [1, 7, 20]
+    ours = decode.generate(config, params, prompts, max_new_tokens=24, stop_ids=stops, batch_size=4)
+    assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 24, stops)
+    assert len({len(new) for new in ours}) > 1  # some were stopped, at different lengths
+
+
+def test_trained_model_equals_transformers_and_continues_the_pattern():
+    """A model that has learnt something: it repeats a pattern of four tokens, then stops."""
+    config = make_config(vocab_size=32, num_layers=1, tie_embeddings=True)
+    rng = np.random.default_rng(2)
+    stop = 1
+
+    def sequence():
+        pattern = rng.permutation(np.arange(3, 32))[:4]
+        return [0, *np.tile(pattern, 4).tolist(), stop]
+
+    def loss(params, tokens):
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1] - 1), (tokens.shape[0], tokens.shape[1] - 1))
+        hidden = llama.apply(config, params, tokens[:, :-1], positions, jnp.ones_like(positions))
+        logits = jax.nn.log_softmax(hidden @ llama.head_kernel(config, params))
+        return -jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1).mean()
+
+    import optax
+
+    params = llama.init_params(config, jax.random.key(0))
+    optimizer = optax.adam(1e-2)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def update(params, state, tokens):
+        updates, state = optimizer.update(jax.grad(loss)(params, tokens), state)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(150):
+        params, state = update(params, state, np.array([sequence() for _ in range(16)], np.int32))
+    prompts = [sequence()[:length] for length in (2, 5, 6, 9, 12, 13, 17)]
+    ours = decode.generate(config, params, prompts, max_new_tokens=30, stop_ids=[stop])
+    params = jax.tree.map(np.asarray, params)
+    assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 30, [stop])
+    assert any(0 < len(new) < 30 for new in ours)
+
+
+def test_batching_changes_nothing_and_progress_adds_up():
+    config = make_config()
+    params = random_params(config, seed=3, dtype=np.float32)
+    prompts = make_prompts(config, 13, seed=4, longest=70)
+    runs = []
+    for batch_size in (1, 4, 64):
+        advanced = []
+        options = dict(max_new_tokens=9, stop_ids=[5], batch_size=batch_size, on_advance=advanced.append)
+        runs.append(decode.generate(config, params, prompts, **options))
+        assert sum(advanced) == 13
+    assert runs[0] == runs[1] == runs[2]
+    assert all(len(new) <= 9 for new in runs[0])
+
+
+def test_forbidden_and_padding_ids_are_never_generated():
+    config = make_config(pad_token_id=2)
+    params = random_params(config, seed=5, dtype=np.float32)
+    prompts = make_prompts(config, 6, seed=6)
+    free = decode.generate(make_config(), params, prompts, max_new_tokens=20, stop_ids=[])
+    favourite = max(range(61), key=[token for new in free for token in new].count)
+    banned = decode.generate(config, params, prompts, max_new_tokens=20, stop_ids=[], forbidden_ids=[favourite])
+    assert all(len(new) == 20 and not {2, favourite} & set(new) for new in banned)
+
+
+def test_odd_input():
+    config = make_config()
+    params = random_params(config, seed=7, dtype=np.float32)
+    assert decode.generate(config, params, [], max_new_tokens=4, stop_ids=[]) == []
+    assert decode.generate(config, params, [[3]], max_new_tokens=0, stop_ids=[]) == [[]]
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        decode.generate(config, params, [[3], []], max_new_tokens=4, stop_ids=[])
+    with pytest.raises(ValueError, match="prompt 0 holds id 61, but the model knows ids 0 to 60"):
+        decode.generate(config, params, [[61]], max_new_tokens=4, stop_ids=[])

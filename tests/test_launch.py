@@ -1,0 +1,229 @@
+"""The door itself, as a user types it: whole runs, resumed runs, and everything that a user can get wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    *("build.problems=60", "build.heldout=6", "build.instruction_share=0.8", "build.reflection_share=0.8"),
+    *("tokenizer.vocab_size=400", "data.max_length=900", "packing.row_length=1800", "packing.rows_per_device=2"),
+    *("model.hidden_size=32", "model.intermediate_size=48", "model.num_layers=2", "model.num_heads=2"),
+    *("model.num_kv_heads=1", "model.head_dim=16", "train.batch_size=4", "train.steps=12", "train.log_every=1"),
+    *("checkpoint.every=4", "evaluation.max_new_tokens=24"),
+]
+
+
+def command(*arguments, config="configs/tiny.py", fields=SMALL):
+    return [
+        *(sys.executable, "launch.py", f"--config={config}"),
+        *(f"--config.{field}" for field in fields),
+        *map(str, arguments),
+    ]
+
+
+def environment(devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def launch(*arguments, check=True, devices=1, **keywords):
+    done = subprocess.run(
+        command(*arguments, **keywords), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=400
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    return done
+
+
+def metrics(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    timed = ("examples_per_second", "tokens_per_second")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished small pipeline."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = launch(f"--workdir={workdir}")
+    return workdir, done.stdout
+
+
+def test_pipeline_leaves_everything_that_the_readme_names(whole):
+    workdir, said = whole
+    for name in ("data/dataset_info.json", "tokenizer/tokenizer.json", "metrics.jsonl", "results.json", "report.html"):
+        assert (workdir / name).stat().st_size > 0, name
+    assert list(workdir.glob("events.out.tfevents.*"))
+    results = json.loads((workdir / "results.json").read_text())
+    assert {"pass@1", "num_problems", "interval", "export", "seconds"} <= results.keys()
+    assert results["num_problems"] == 6
+    assert {"build data", "tokenizer", "train", "evaluate", "export"} <= results["seconds"].keys()
+    rows = metrics(workdir)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["mask_rate"] == 1.0
+    assert rows[-1]["visible_tokens_per_example"] < rows[0]["visible_tokens_per_example"]
+    assert "pass@1" in said
+
+
+def test_second_call_skips_every_stage(whole):
+    workdir, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")}
+    started = time.monotonic()
+    said = launch(f"--workdir={workdir}").stdout
+    assert time.monotonic() - started < 60
+    for stage in ("build data", "tokenizer", "evaluate", "export"):
+        assert f"{stage}: already in" in said
+    assert {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")} == before
+
+
+def test_export_loads_in_transformers_and_generate_mode_writes_code(whole):
+    import transformers
+
+    workdir, _ = whole
+    model = transformers.AutoModelForCausalLM.from_pretrained(workdir / "export")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(workdir / "export")
+    prompt = "Return the largest number of xs."
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    generated = model.generate(**text, max_new_tokens=16, do_sample=False)[0, text["input_ids"].shape[1] :]
+    theirs = tokenizer.decode(generated, skip_special_tokens=True)
+    arguments = ("--mode=generate", f"--model={workdir / 'export'}", f"--prompt={prompt}", "--max_new_tokens=16")
+    ours = subprocess.run(
+        [sys.executable, "launch.py", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    from rcjax.evaluation.score import extract_code
+
+    assert ours.stdout.strip() == extract_code(theirs).strip()
+
+
+def test_resume_after_sigkill_is_bit_identical(whole, tmp_path):
+    """Killed at several moments, restarted with the same command: same metrics, same exported weights."""
+    reference, _ = whole
+    workdir = tmp_path / "killed"
+    workdir.mkdir()
+    for name in ("data", "tokenizer"):  # as in the reference run; their own kill tests are elsewhere
+        shutil.copytree(reference / name, workdir / name)
+    for line in (3, 6, 10):
+        process = subprocess.Popen(
+            command(f"--workdir={workdir}"),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            file = workdir / "metrics.jsonl"
+            if file.exists() and file.read_bytes().count(b"\n") >= line:
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, process.stdout.read().decode()[-3000:]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    launch(f"--workdir={workdir}")
+    assert metrics(workdir) == metrics(reference)
+    assert (workdir / "export/model.safetensors").read_bytes() == (reference / "export/model.safetensors").read_bytes()
+    ours, theirs = (json.loads((place / "results.json").read_text()) for place in (workdir, reference))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_eight_devices_train_to_the_same_losses(whole, tmp_path):
+    reference, _ = whole
+    workdir = tmp_path / "eight"
+    workdir.mkdir()
+    for name in ("data", "tokenizer"):
+        shutil.copytree(reference / name, workdir / name)
+    fields = [*SMALL, "packing.rows_per_device=1", "mesh.data=2", "mesh.fsdp=4"]
+    launch(f"--workdir={workdir}", "--mode=train", devices=8, fields=fields)
+    for ours, theirs in zip(metrics(workdir), metrics(reference), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+
+
+def complaint(*arguments, **keywords):
+    """Exit code and last words of a run that must fail in one sentence, without a traceback."""
+    done = launch(*arguments, check=False, **keywords)
+    assert done.returncode not in (0, -9)
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_workdir_of_another_config_is_refused_by_field(whole):
+    workdir, _ = whole
+    fields = [*SMALL, "optimizer.learning_rate=0.5"]
+    assert "config.optimizer.learning_rate is 0.004 there and 0.5 now" in complaint(
+        f"--workdir={workdir}", fields=fields
+    )
+
+
+def test_baseline_may_be_asked_for_afterwards(whole, tmp_path):
+    workdir = tmp_path / "with_baseline"
+    shutil.copytree(whole[0], workdir)
+    said = launch(f"--workdir={workdir}", fields=[*SMALL, "baseline=true"]).stdout
+    assert "baseline" in said
+    baseline = json.loads((workdir / "results.json").read_text())["baseline"]
+    assert 0 <= baseline["pass@1"] <= 1
+    tokens = [metrics(place)[-1]["computed_tokens"] for place in (workdir, workdir / "baseline")]
+    assert tokens[1] == pytest.approx(tokens[0], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (["optimizer.learning_rat=1"], "did you mean config.optimizer.learning_rate"),
+        (["learning_rate=1"], "did you mean config.optimizer.learning_rate"),
+        (["seed=many"], "config.seed"),
+        (["curriculum.name=blok"], "config.curriculum.name is 'blok'"),
+        (["objective.alpha=2.0"], "config.objective.alpha is 2.0"),
+        (["data.train=/nowhere"], "/nowhere does not exist"),
+        (["data.max_length=20"], "no example is left to train on"),
+        (["packing.row_length=300"], "config.packing.row_length is 300"),
+        (["mesh.data=3"], "config.mesh"),
+        (["model.num_kv_heads=3"], "num_kv_heads"),
+        (["objective.name=best"], "config.objective.name is 'best'"),
+        (["train.compute_dtype=float7"], "config.train.compute_dtype"),
+    ],
+)
+def test_wrong_fields_are_answered_in_one_sentence(whole, tmp_path, fields, words):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for name in ("data", "tokenizer"):
+        shutil.copytree(whole[0] / name, workdir / name)
+    assert words in complaint(f"--workdir={workdir}", fields=[*SMALL, *fields])
+
+
+def test_truncated_record_file_is_named(whole, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    shutil.copytree(whole[0] / "data", workdir / "data")
+    (shard,) = (workdir / "data").glob("*-reflection.tfrecord-*")
+    shard.write_bytes(shard.read_bytes()[:-7])
+    assert shard.name in complaint(f"--workdir={workdir}")
+
+
+def test_missing_flags_and_files(tmp_path):
+    assert "--workdir" in complaint()
+    assert "no_such.py" in complaint(f"--workdir={tmp_path}/r", config="configs/no_such.py", fields=[])
+    assert "no checkpoint" in complaint("--mode=evaluate", f"--workdir={tmp_path}/r2")
+
+
+def test_help_names_every_mode_quickly():
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "launch.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert time.monotonic() - started < 5
+    for word in ("pipeline", "train", "evaluate", "export", "generate", "--workdir", "--config"):
+        assert word in done.stdout
