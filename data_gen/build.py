@@ -166,12 +166,18 @@ def work(job: Job, setup: Setup, teacher: Teacher, sandbox: Sandbox) -> Done:
         turns = (Message("user", (asked,)), Message("assistant", (told,)))
         example = Conversation(f"{problem.id}#{suffix}{number}", GENERATION, turns)
         done.records.append((split, _record(example, problem, asked.content, setup.teacher, 0)))
+    ways: set[tuple[str, ...]] = set()
     for number in range(job.traces):
         draw = random.Random(f"{setup.seed}/{problem.id}/{number}")
         trace = reflect(problem, teacher, run, draw, rounds=setup.rounds, shown=setup.shown, counts=done.counts)
         if isinstance(trace, str):
             done.dropped[trace] += 1
             continue
+        way = tuple(made.attempt.code for made in trace.rounds)
+        if way in ways:
+            done.dropped["same attempts as another trace"] += 1
+            continue
+        ways.add(way)
         prompt = draw.choice(problem.prompts)
         example = conversation(f"{problem.id}#r{number}", problem, prompt, trace, texts, draw)
         for made in trace.rounds[:-1]:

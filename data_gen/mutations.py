@@ -287,7 +287,7 @@ def _steps(node: ast.AST, place: Place, names: list[str]) -> Iterator[tuple]:
             changed = type(node)(ast.Name(target.id), node.generators)
             fault = f"{target.id} is taken as it is instead of {text}"
             yield "missing step", changed, fault, f"take {text} for each {target.id}"
-    elif isinstance(node, ast.AugAssign):
+    elif isinstance(node, ast.AugAssign) and not isinstance(place[0], ast.While):  # there: see _loops
         text = ast.unparse(node)
         yield "missing step", [ast.Pass()], f"the step {text} is missing", f"do {text}"
     elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

@@ -222,14 +222,15 @@ class Sandbox:
         """
         worker = self._free.get()
         try:
-            outcome = worker.run(program, self.limits)
-            if outcome is None:  # the program took its zygote down: that is no pass, and the pool goes on
+            for _ in range(2):  # a worker may be lost through no fault of the program, but hardly twice
+                outcome = worker.run(program, self.limits)
+                if outcome is not None:
+                    return outcome
                 with self._lock:
                     self._all.remove(worker)
                 worker.close()
                 worker = self._start()
-                outcome = Outcome(Verdict.CRASHED, "Crashed: the program took its interpreter down\n", "Lost", 0.0)
-            return outcome
+            return Outcome(Verdict.CRASHED, "Crashed: the program took its interpreter down\n", "Lost", 0.0)
         finally:
             self._free.put(worker)
 

@@ -55,6 +55,7 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
     0x40000000,
 )
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
 
@@ -192,7 +193,6 @@ def drop_privileges() -> None:
 
 def main() -> None:
     requests, replies, base = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    _die_with_parent()
     os.umask(0o077)
     reached = isolate(base)
     if reached["pid"]:
@@ -202,7 +202,6 @@ def main() -> None:
             os.close(replies)
             os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
         _die_with_parent()
-    random.seed(0)  # attempts that draw at random then see the same numbers in every run
     gc.collect()
     gc.freeze()
     write_message(replies, reached)
@@ -214,6 +213,17 @@ def main() -> None:
         except OSError as error:
             reply = {"status": "lost", "error": "", "feedback": f"sandbox: {error.strerror}", "seconds": 0.0}
         write_message(replies, reply)
+    _clean(base)
+
+
+def _clean(base: str) -> None:
+    """Removes the base directory in case the parent was killed. By rmdir alone: the library is mounted in it."""
+    library = os.path.join(base, "python")
+    if os.path.isdir(library):
+        LIBC.umount2(library.encode(), MNT_DETACH)
+    for directory in (library, base):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def _die_with_parent() -> None:
@@ -387,6 +397,7 @@ def child(request: dict, directory: str, nobody: bool, nonce: str, output_fd: in
         resource.setrlimit(kind, (soft, hard))
     # A fraction of a second can be limited only by a timer; RLIMIT_CPU stands behind it in whole seconds.
     signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
+    random.seed(0)  # a fork seeds it anew; so attempts that draw at random see the same numbers in every run
     os.environ.clear()
     os.environ.update(HOME=directory, PATH="/usr/bin:/bin", TMPDIR=directory)
     sys.argv[:] = [FILE]

@@ -8,6 +8,7 @@ in which some piece changes nothing are dropped.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from data_gen.families import loops, pipelines
 from data_gen.families.select import choose_tests, judge, probes, safe_mutants
 from data_gen.families.task import Task
+from data_gen.mutations import normalize
 from data_gen.parallel import ordered_map
 from data_gen.problems import Problem, ProblemError
 from rcjax.progress import progress
@@ -88,7 +90,7 @@ def draw_tasks(
             behaviours.add(behaviour)
         if not reason:
             failures[name] = 0
-            tasks.append(task)
+            tasks.append(dataclasses.replace(task, solution=normalize(task.solution)))
             continue
         dropped[reason] += 1
         failures[name] += 1

@@ -16,8 +16,9 @@ from data_gen.sandbox import Outcome, Verdict
 from data_gen.teachers import Attempt
 from data_gen.templates import Templates
 
-# Share of first attempts with one, two, three faults; fewer of the traces, since a mended fault must show.
-ROUNDS = (0.62, 0.26, 0.12)
+# Share of problems that are given one, two, three faults; fewer of the traces, since a mended fault must show.
+ROUNDS = (0.72, 0.22, 0.06)
+SHALLOW = 0.25  # share of tries that put in one fault whatever the problem's share
 SLIPS = 0.1  # share of attempts whose last fault is one that does not parse
 ENDLESS = 0.05  # share of the endless loops that are kept: each costs its whole CPU limit
 VALUE = 24  # longest value that a reflection quotes
@@ -33,7 +34,10 @@ class BugTeacher:
 
     def attempt(self, problem: Problem, rng: random.Random, rounds: int) -> Attempt | None:
         """The reference with one to ``rounds`` faults; None if it offers no place for a fault."""
-        depth = rng.choices(range(1, rounds + 1), weights=(ROUNDS + (0.02,) * rounds)[:rounds])[0]
+        # The depth hangs on the problem: were it drawn anew in every try, hard-won deep traces would be rare.
+        draw = random.Random(f"depth/{problem.id}")
+        depth = draw.choices(range(1, rounds + 1), weights=(ROUNDS + (0.02,) * rounds)[:rounds])[0]
+        depth = 1 if rng.random() < SHALLOW else depth
         code = normalize(problem.solution)
         steps: list[tuple[Mutant, str]] = []  # (fault, code without it)
         while len(steps) < depth:

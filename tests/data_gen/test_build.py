@@ -1,0 +1,261 @@
+"""The dataset directory: whole or not at all, ordinary TFDS, split by task."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_gen.build import BuildError, build, family_problems, read_statistics
+from data_gen.problems import Problem, ProblemError
+from data_gen.readers import read_problems
+from rcjax.blocks import Conversation
+from rcjax.data.tfrecord import RecordError, RecordFile, read_records, write_records
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("RCJAX_SHARED", ROOT.parent / "shared"))
+SETTINGS = {"heldout": 10, "instruction_share": 0.6, "reflection_share": 0.6, "phrasings": 2}
+GOOD = Problem("good", "good", "x", ("Add one.",), "def f(n):\n    return n + 1\n", "f", ("assert f(1) == 2",))
+BAD = Problem("bad", "bad", "x", ("Add two.",), "def f(n):\n    return n + 1\n", "f", ("assert f(1) == 3",))
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return family_problems(60, seed=2, workers=1)
+
+
+@pytest.fixture(scope="module")
+def built(problems, tmp_path_factory):
+    output = tmp_path_factory.mktemp("data") / "traces"
+    statistics = build(problems, output, seed=1, workers=2, **SETTINGS)
+    return output, statistics
+
+
+def records(directory):
+    import tensorflow_datasets as tfds
+
+    info = tfds.builder_from_directory(str(directory)).info
+    found = {}
+    for name, split in info.splits.items():
+        raw = [data for path in split.filepaths for data in read_records(path)]
+        assert len(raw) == split.num_examples
+        parsed = [info.features.deserialize_example_np(data) for data in raw]
+        found[name] = [{k: v.decode() if isinstance(v, bytes) else int(v) for k, v in r.items()} for r in parsed]
+    return found
+
+
+def test_metadata_is_ordinary_tfds_and_records_parse(built):
+    output, statistics = built
+    splits = records(output)
+    assert {name: len(found) for name, found in splits.items()} == statistics.examples
+    assert len(splits["heldout"]) == 10
+    assert len(splits["instruction"]) == 2 * 30
+    assert len(splits["reflection"]) >= 27
+    for name, found in splits.items():
+        for record in found:
+            kind = "reflection" if name == "reflection" else "generation"
+            assert record["type"] == kind
+            messages = json.loads(record["messages"])
+            example = Conversation.from_json({"id": record["id"], "type": kind, "messages": messages})
+            assert len(example.messages) == (4 if kind == "reflection" else 2)
+            assert (record["rounds"] > 0) == (kind == "reflection")
+            assert json.loads(record["tests"])
+            assert messages[-2]["content"][0]["content"] == record["prompt"]
+            assert messages[-1]["content"][0]["content"] == f"```python\n{record['solution'].rstrip()}\n```"
+    ids = [record["id"] for found in splits.values() for record in found]
+    assert len(set(ids)) == len(ids)
+
+
+def test_heldout_tasks_are_in_no_other_split(built):
+    splits = records(built[0])
+    held = {record["task"] for record in splits["heldout"]}
+    train = [record for name in ("instruction", "reflection") for record in splits[name]]
+    assert not held & {record["task"] for record in train}
+    assert not {r["solution"] for r in splits["heldout"]} & {r["solution"] for r in train}
+    assert not {r["prompt"] for r in splits["heldout"]} & {r["prompt"] for r in train}
+
+
+def test_records_do_not_depend_on_the_number_of_workers(built, problems, tmp_path):
+    build(problems, tmp_path / "again", seed=1, workers=1, **SETTINGS)
+    assert records(tmp_path / "again") == records(built[0])
+
+
+def test_finished_build_is_kept_and_another_one_refused(built, problems, capsys):
+    output, statistics = built
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    capsys.readouterr()
+    assert build(problems, output, seed=1, **SETTINGS) == statistics
+    assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    with pytest.raises(BuildError, match=r"was built with seed=1, now it is 2; name another --output"):
+        build(problems, output, seed=2, **SETTINGS)
+    with pytest.raises(BuildError, match="was built from other problems"):
+        build(problems[:-1], output, seed=1, **SETTINGS)
+
+
+def test_a_directory_that_is_no_build_is_refused(problems, tmp_path):
+    with pytest.raises(BuildError, match=r"holds no statistics.json"):
+        build(problems, tmp_path)
+
+
+def test_nothing_is_left_behind_and_card_and_statistics_are_there(built):
+    output, statistics = built
+    assert [path.name for path in output.parent.iterdir()] == ["traces"]
+    names = {path.name for path in output.iterdir()}
+    assert {"dataset_info.json", "features.json", "statistics.json", "README.md"} <= names
+    assert read_statistics(output) == statistics
+    assert "Split" in (output / "README.md").read_text()
+
+
+def test_reference_that_fails_its_own_tests_is_skipped_and_counted(tmp_path):
+    statistics = build([GOOD, BAD], tmp_path / "out", heldout=0)
+    assert statistics.problems["skipped: the reference fails its own tests (AssertionError)"] == 1
+    assert {r["task"] for found in records(tmp_path / "out").values() for r in found} == {"good"}
+
+
+def test_no_examples_left_says_how_many_were_dropped_and_why(tmp_path):
+    with pytest.raises(BuildError, match=r"left of 1 problems \(1 dropped: the reference fails its own tests"):
+        build([BAD], tmp_path / "out", heldout=0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rounds": 0}, "rounds is 0; it must be at least 1"),
+        ({"reflection_share": 1.5}, "reflection_share is 1.5"),
+        ({"heldout": 1.0}, "heldout is 1.0"),
+        ({"heldout": 1}, "there are only 1 tasks"),
+        ({"teacher": "nobody"}, "teacher 'nobody' is unknown; there is bugs"),
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, settings, message):
+    with pytest.raises(BuildError, match=message):
+        build([GOOD], tmp_path / "out", **settings)
+
+
+# ---- record files
+
+
+def test_record_files_that_are_cut_or_damaged_name_file_and_byte(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    assert write_records(path, [b"one", b"", b"three" * 100]) == 3
+    file = RecordFile(path)
+    assert (len(file), file[2], list(file)) == (3, b"three" * 100, [b"one", b"", b"three" * 100])
+    file.close()
+    whole = path.read_bytes()
+    third = (12 + 3 + 4) + (12 + 0 + 4)
+    for size in (len(whole) - 1, third + 20, third + 5):
+        path.write_bytes(whole[:size])
+        with pytest.raises(RecordError, match=rf"a\.tfrecord is cut short: the record at byte {third} is not whole"):
+            RecordFile(path)
+    path.write_bytes(whole[: third + 30] + b"X" + whole[third + 31 :])
+    with pytest.raises(RecordError, match=f"the content of the record at byte {third} has a wrong checksum"):
+        list(read_records(path))
+    path.write_bytes(b"\xff" + whole[1:])
+    with pytest.raises(RecordError, match="the length of the record at byte 0"):
+        RecordFile(path)
+    path.write_bytes(b"")
+    assert list(read_records(path)) == []
+    with pytest.raises(RecordError, match="can not be read"):
+        RecordFile(tmp_path / "missing")
+
+
+# ---- problem files
+
+
+def test_problem_files_say_file_line_and_field(tmp_path):
+    path = tmp_path / "p.jsonl"
+    good = {"prompt": "Add.", "solution": "def f(n):\n    return n\n", "tests": ["assert f(1) == 1"]}
+    path.write_text(json.dumps(good) + "\n")
+    (problem,) = read_problems(path, "jsonl")
+    assert (problem.id, problem.task, problem.entry_point, problem.family) == ("1", "1", "f", "problems")
+    for wrong, message in (
+        ({**good, "solution": 3}, r"p\.jsonl, line 2: field 'solution' must be a string"),
+        ({**good, "tests": ["f(1)"]}, "line 2: field 'tests' holds no assert"),
+        ({"prompt": "Add."}, "line 2: field 'solution' is missing"),
+        ([], "line 2: expected an object, found list"),
+    ):
+        path.write_text(json.dumps(good) + "\n" + json.dumps(wrong) + "\n")
+        with pytest.raises(ProblemError, match=message):
+            read_problems(path, "jsonl")
+    path.write_text("{}\n{bad\n")
+    with pytest.raises(ProblemError, match="line 2: not valid JSON"):
+        read_problems(path, "jsonl")
+    path.write_text("")
+    with pytest.raises(ProblemError, match="holds no problems"):
+        read_problems(path, "jsonl")
+    with pytest.raises(ProblemError, match="does not exist"):
+        read_problems(tmp_path / "nowhere", "jsonl")
+
+
+@pytest.mark.parametrize(("name", "count"), [("sanitized-mbpp.json", 427), ("mbpp.jsonl", 974)])
+def test_both_mbpp_files_are_read(name, count):
+    path = SHARED / "data" / "mbpp" / name
+    if not path.exists():
+        pytest.skip(f"{path} is not at hand; set RCJAX_SHARED to run this")
+    problems = read_problems(path, "mbpp")
+    assert len(problems) == count
+    assert all(problem.entry_point and "\r" not in problem.solution for problem in problems)
+    assert problems[0].tests[0] in problems[0].prompts[0]
+
+
+def test_traces_of_real_problems(tmp_path):
+    path = SHARED / "data" / "mbpp" / "sanitized-mbpp.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not at hand; set RCJAX_SHARED to run this")
+    statistics = build(read_problems(path, "mbpp")[:40], tmp_path / "out", heldout=2)
+    assert statistics.examples["reflection"] >= 34
+    assert statistics.examples["heldout"] == 2
+
+
+# ---- command line
+
+
+def command(*arguments, cwd=None):
+    done = subprocess.run(
+        [sys.executable, "-m", "data_gen", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd or ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_command_line_builds_and_inspects(tmp_path):
+    output = tmp_path / "out"
+    status, out, err = command(
+        "build", "--problems=families", "--count=30", "--heldout=5", f"--output={output}", "--families=lists,texts"
+    )
+    assert status == 0, err
+    assert f"wrote {output}" in out
+    status, out, err = command("inspect", output, "--examples=2")
+    assert status == 0, err
+    assert "EXECUTION" in out
+    assert "examples" in out
+    status, _, err = command("inspect", output, "--split=nothing")
+    assert status == 1
+    assert err.startswith("error: --split=nothing is not in")
+
+
+def test_command_line_errors_are_one_sentence(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text("{bad\n")
+    status, _, err = command("build", f"--problems={path}", f"--output={tmp_path / 'out'}")
+    assert status == 1
+    assert err.count("\n") == 1
+    assert err.startswith(f"error: {path}, line 1: not valid JSON")
+
+
+def test_help_explains_flags_and_imports_no_jax():
+    status, out, _ = command("build", "--help")
+    assert status == 0
+    for flag in ("--problems", "--format", "--teacher", "--output", "--heldout", "--prompts", "one JSON object a line"):
+        assert flag.lower() in out.lower()
+    status, out, _ = command("--help")
+    assert status == 0
+    assert "inspect" in out
+    code = "import sys, data_gen.build, data_gen.readers, data_gen.inspect; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
