@@ -16,9 +16,9 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.build.problems = 4200
     config.build.heldout = 200
-    config.build.instruction_share = 0.35
-    config.build.reflection_share = 0.55
-    config.build.phrasings = 4
+    config.build.instruction_share = 0.5
+    config.build.reflection_share = 0.5
+    config.build.phrasings = 3
     config.build.shown_tests = 1
     config.data.reflection_repeats = 1
     config.data.max_length = 384

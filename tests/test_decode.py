@@ -35,14 +35,14 @@ def make_prompts(config, count, seed=0, longest=45):
     return [rng.integers(3, config.vocab_size, rng.integers(1, longest)).tolist() for _ in range(count)]
 
 
-@pytest.mark.parametrize("name", ["grouped", "linear rope, large theta", "bias, tied, coarse eps"])
+@pytest.mark.parametrize("name", ["linear rope, large theta", "bias, tied, coarse eps"])
 def test_random_model_equals_transformers(name):
     config = make_config(**CONFIGS[name])
     params = random_params(config, seed=1, dtype=np.float32)
-    prompts = make_prompts(config, 11)
+    prompts = make_prompts(config, 7)
     stops = [1, 7, 20]
-    ours = decode.generate(config, params, prompts, max_new_tokens=24, stop_ids=stops, batch_size=4)
-    assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 24, stops)
+    ours = decode.generate(config, params, prompts, max_new_tokens=16, stop_ids=stops, batch_size=4)
+    assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 16, stops)
     assert len({len(new) for new in ours}) > 1  # some were stopped, at different lengths
 
 
@@ -75,17 +75,17 @@ def test_trained_model_equals_transformers_and_continues_the_pattern():
 
     for _ in range(150):
         params, state = update(params, state, np.array([sequence() for _ in range(16)], np.int32))
-    prompts = [sequence()[:length] for length in (2, 5, 6, 9, 12, 13, 17)]
-    ours = decode.generate(config, params, prompts, max_new_tokens=30, stop_ids=[stop])
+    prompts = [sequence()[:length] for length in (2, 5, 9, 12, 17)]
+    ours = decode.generate(config, params, prompts, max_new_tokens=20, stop_ids=[stop])
     params = jax.tree.map(np.asarray, params)
-    assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 30, [stop])
-    assert any(0 < len(new) < 30 for new in ours)
+    assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 20, [stop])
+    assert any(0 < len(new) < 20 for new in ours)
 
 
 def test_batching_changes_nothing_and_progress_adds_up():
-    config = make_config()
+    config = make_config(num_layers=1)
     params = random_params(config, seed=3, dtype=np.float32)
-    prompts = make_prompts(config, 13, seed=4, longest=70)
+    prompts = make_prompts(config, 13, seed=4, longest=50)
     runs = []
     for batch_size in (1, 4, 64):
         advanced = []
@@ -97,10 +97,10 @@ def test_batching_changes_nothing_and_progress_adds_up():
 
 
 def test_forbidden_and_padding_ids_are_never_generated():
-    config = make_config(pad_token_id=2)
+    config = make_config(pad_token_id=2, num_layers=1)
     params = random_params(config, seed=5, dtype=np.float32)
     prompts = make_prompts(config, 6, seed=6)
-    free = decode.generate(make_config(), params, prompts, max_new_tokens=20, stop_ids=[])
+    free = decode.generate(make_config(num_layers=1), params, prompts, max_new_tokens=20, stop_ids=[])
     favourite = max(range(61), key=[token for new in free for token in new].count)
     banned = decode.generate(config, params, prompts, max_new_tokens=20, stop_ids=[], forbidden_ids=[favourite])
     assert all(len(new) == 20 and not {2, favourite} & set(new) for new in banned)

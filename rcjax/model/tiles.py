@@ -5,13 +5,11 @@ half, and of that only tiles where a segment of the queries meets itself among t
 make a list, and a loop works it off with the running softmax of FlashAttention (Dao et al. 2022, arXiv 2205.14135),
 so no more than a tile of scores exists and everything stays in cache. The backward pass computes scores again.
 
-On a mesh each device works its own rows and heads (``shard_map``); on one device rows are dealt to ``LANES``
-independent loops, which XLA's CPU runtime runs on as many threads.
+On a mesh each device works its own rows and heads (``shard_map``).
 """
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -20,7 +18,6 @@ import jax.numpy as jnp
 from rcjax.sharding import partition_spec
 
 TILE = 128
-LANES = 2
 
 Arrays = tuple[jax.Array, ...]
 
@@ -28,15 +25,15 @@ Arrays = tuple[jax.Array, ...]
 def attend_tiles(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """As ``rcjax.model.attention.attend_blocks``: [B, S, N, H], [B, S, K, H] twice, int32 [B, S] -> [B, S, N, H].
 
-    Padding gets zeros.
+    What padding gets means nothing, but is finite.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return _attend_lanes(query, key, value, segment_ids)
+        return _attend_local(query, key, value, segment_ids)
     heads, kv_heads = (partition_spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
     rows = partition_spec(("batch", None))
     local = jax.shard_map(
-        functools.partial(_attend_lanes, lanes=1),
+        _attend_local,
         in_specs=(heads, kv_heads, kv_heads, rows),
         out_specs=heads,
         check_vma=False,
@@ -44,7 +41,8 @@ def attend_tiles(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids
     return local(query, key, value, segment_ids)
 
 
-def _attend_lanes(query, key, value, segment_ids, lanes: int = LANES) -> jax.Array:
+def _attend_local(query, key, value, segment_ids) -> jax.Array:
+    """``attend_tiles`` on the rows and heads of one device."""
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     group = heads // kv_heads
@@ -60,13 +58,7 @@ def _attend_lanes(query, key, value, segment_ids, lanes: int = LANES) -> jax.Arr
     query = cut((query * (1 / math.sqrt(head_dim))).reshape(batch, length, kv_heads, group, head_dim))
     key, value = cut(key[:, :, :, None]), cut(value[:, :, :, None])
     segments = jnp.pad(segment_ids, ((0, 0), (0, short))).reshape(batch, blocks, tile)
-    lanes = math.gcd(lanes, batch)
-    share = batch // lanes
-    lane_results = []
-    for lane in range(lanes):
-        rows = slice(lane * share, (lane + 1) * share)
-        lane_results.append(_attend(query[rows], key[rows], value[rows], segments[rows]))
-    mixed = jnp.concatenate(lane_results) if lanes > 1 else lane_results[0]  # [B, S/T, K, G * T, H]
+    mixed = _attend(query, key, value, segments)  # [B, S/T, K, G * T, H]
     mixed = mixed.reshape(batch, blocks, kv_heads, group, tile, head_dim).transpose(0, 1, 4, 2, 3, 5)
     return mixed.reshape(batch, blocks * tile, heads, head_dim)[:, :length]
 
