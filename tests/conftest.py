@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-# Eight virtual devices for mesh tests; must be set before jax starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Eight virtual devices for mesh tests, and quick compilation, since tests compile much and run little. Must be set
+# before jax starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
