@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters
+from tensorflow_datasets.proto import tf_example_pb2
 
 from data_gen import VERSION
 from rcjax.data.tfrecord import RecordFile, write_records
@@ -41,7 +42,9 @@ class _Adapter(file_adapters.TfRecordFileAdapter):
 
     @classmethod
     def write_examples(cls, path: os.PathLike[str], iterator: Iterable[tuple[Any, bytes]]) -> None:
-        write_records(path, (data for _, data in iterator))
+        # Maps have no order in protobuf; a fixed one makes equal records equal bytes.
+        examples = (tf_example_pb2.Example.FromString(data) for _, data in iterator)
+        write_records(path, (example.SerializeToString(deterministic=True) for example in examples))
 
     @classmethod
     def num_examples(cls, filename: os.PathLike[str]) -> int:

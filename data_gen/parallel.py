@@ -133,8 +133,11 @@ def main() -> None:
                 reply = (None, [function(item) for item in chunk])
             except Exception as error:
                 reply = (error, [])
-            pickle.dump(reply, replies)
-            replies.flush()
+            try:
+                pickle.dump(reply, replies)
+                replies.flush()
+            except BrokenPipeError:  # the parent was killed
+                os._exit(1)  # without a word: closing the pipe would complain once more
 
 
 if __name__ == "__main__":

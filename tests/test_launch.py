@@ -142,6 +142,29 @@ def test_resume_after_sigkill_is_bit_identical(whole, tmp_path):
     assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+def test_killed_while_building_data_builds_the_same_data(whole, tmp_path):
+    reference, _ = whole
+    workdir = tmp_path / "killed"
+    for written_aside in (False, True):  # at once, and while the records are written
+        process = subprocess.Popen(
+            command(f"--workdir={workdir}", "--mode=train"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + (60 if written_aside else 0.8)
+        while not list(workdir.glob(".data.*")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (workdir / "data").exists()
+    launch(f"--workdir={workdir}", "--mode=train")
+    shards = sorted(path.name for path in (reference / "data").glob("*.tfrecord*"))
+    assert len(shards) == 3
+    for name in (*(f"data/{shard}" for shard in shards), "tokenizer/tokenizer.json"):
+        assert (workdir / name).read_bytes() == (reference / name).read_bytes(), name
+    assert metrics(workdir) == metrics(reference)
+    assert [path.name for path in workdir.glob(".*") if path.name != ".lock"] == []
+
+
 def test_eight_devices_train_to_the_same_losses(whole, tmp_path):
     reference, _ = whole
     workdir = tmp_path / "eight"
