@@ -19,6 +19,7 @@ lint: $(VENV)/.installed-dev
 
 # The marks carry the requirements' time stamps: a second call starts at once, a changed file installs again.
 $(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements.txt
 	touch $@

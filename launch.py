@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
     """Dispatches to the mode; every failure that a user can cause ends in one sentence and exit code 2."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own chatter; --verbosity=0 brings it back
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would miss torch, which is not needed
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
     try:
@@ -111,8 +112,7 @@ def generate() -> None:
     else:
         with open(PROMPT_FILE.value, encoding="utf-8") as lines:
             prompts = [line.strip() for line in lines if line.strip()]
-    for program in generate_programs(directory, prompts, MAX_NEW_TOKENS.value):
-        print(program)
+    print("\n\n".join(generate_programs(directory, prompts, MAX_NEW_TOKENS.value)))
 
 
 def parse_flags(argv: list[str]) -> list[str]:

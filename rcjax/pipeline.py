@@ -290,7 +290,8 @@ class Pipeline:
             return
         from rcjax.hf.export import export
 
-        with self._stage("export"):
+        with self._stage("export") as stage:
+            stage.did_something = output is None  # the run's own export is the stage
             report = export(
                 self.model_config,
                 params,
