@@ -90,12 +90,12 @@ def run() -> None:
         pipeline.train_tokenizer()
         pipeline.train()
         return
-    params = pipeline.trained_params()
+    params, step = pipeline.trained_params()
     if MODE.value == "evaluate":
-        pipeline.evaluate(params)
+        pipeline.evaluate(params, step)
         pipeline.say_evaluation()
     else:
-        pipeline.export(params, OUTPUT.value)
+        pipeline.export(params, step, OUTPUT.value)
 
 
 def generate() -> None:

@@ -50,6 +50,7 @@ class Workdir:
             "baseline_evaluation": "baseline/evaluation",
             "export": "export",
             "seconds": "seconds.json",
+            "made_from": "made_from.json",
             "config": "config.json",
             "results": "results.json",
             "report": "report.html",
@@ -122,11 +123,11 @@ class Pipeline:
         """All stages; returns what ``results.json`` holds."""
         self.build_data()
         self.train_tokenizer()
-        params = self.train()
-        self.evaluate(params)
+        params, step = self.train()
+        self.evaluate(params, step)
         if self.config.baseline:
             self.train_baseline()
-        self.export(params)
+        self.export(params, step)
         return self.report()
 
     # ---- data
@@ -214,8 +215,8 @@ class Pipeline:
             **self.config.model,
         )
 
-    def train(self) -> Any:
-        """The student, by dynamically masked distillation; returns its parameters."""
+    def train(self) -> tuple[Any, int]:
+        """The student, by dynamically masked distillation; returns its parameters and the number of steps."""
         from rcjax.train.loop import train
 
         data = records.tokenise(self.conversations, self.repeats, self.codec, self.config.data.max_length)
@@ -223,7 +224,7 @@ class Pipeline:
         with self._stage("train") as stage:
             run = train(self.config, self.workdir.path, self.model_config, data.sources, data.repeats)
             stage.did_something = run.steps_done > 0
-        return run.params
+        return run.params, run.steps
 
     def train_baseline(self) -> None:
         """The same model on instruction data alone, for as many computed tokens; evaluated alike."""
@@ -235,10 +236,13 @@ class Pipeline:
         with self._stage("baseline"):
             config = self.config.copy_and_resolve_references()
             repeats = {records.INSTRUCTION: 1}
+            if not self.conversations.get(records.INSTRUCTION):
+                raise records.DatasetError(
+                    "config.baseline needs instruction examples: a dataset with an `instruction` split, "
+                    "and config.data.instruction_repeats of at least 1"
+                )
             conversations = {records.INSTRUCTION: self.conversations[records.INSTRUCTION]}
             data = records.tokenise(conversations, repeats, self.codec, config.data.max_length)
-            if records.INSTRUCTION not in self.conversations:
-                raise records.DatasetError("config.baseline needs an `instruction` split to train on")
             tokens = last_metrics(self.workdir.path)["computed_tokens"]
             per_example = sum(len(example) - 1 for example in data.sources[0]) / len(data.sources[0])
             config.objective.name = "ce"
@@ -249,13 +253,14 @@ class Pipeline:
 
     # ---- what came of it
 
-    def evaluate(self, params: Any) -> None:
+    def evaluate(self, params: Any, step: int) -> None:
         """Greedy one-off generation on held-out problems, run against their tests."""
-        if (self.workdir.evaluation / EVALUATION_FILE).exists():
+        if self._made_from(step, self.workdir.evaluation):
             self._skip("evaluate", self.workdir.evaluation)
             return
         with self._stage("evaluate"):
             self._evaluate(params, self.workdir.evaluation, "evaluate")
+            self._remember(step, self.workdir.evaluation)
 
     def _evaluate(self, params: Any, directory: Path, title: str) -> None:
         from rcjax.decode import generate
@@ -280,12 +285,12 @@ class Pipeline:
 
         evaluate(problems, write_programs).save(directory)
 
-    def export(self, params: Any, output: str | None = None) -> None:
+    def export(self, params: Any, step: int, output: str | None = None) -> None:
         """A Hugging Face directory, loaded again and compared."""
         directory = Path(output) if output else self.workdir.export
-        if directory.exists():
-            if output:
-                raise WorkdirError(f"--output={output} exists already; name a directory that does not")
+        if output and directory.exists():
+            raise WorkdirError(f"--output={output} exists already; name a directory that does not")
+        if not output and self._made_from(step, directory):
             self._skip("export", directory)
             return
         from rcjax.hf.export import export
@@ -300,6 +305,8 @@ class Pipeline:
                 dtype=self.config.export.dtype,
                 metadata=self._model_card(),
             )
+        if output is None:
+            self._remember(step, directory)
         say(f"export: {report}")
 
     def report(self) -> dict[str, Any]:
@@ -346,8 +353,8 @@ class Pipeline:
             f"pass@1 {evaluation.pass_at(1):.1%} [{low:.1%}, {high:.1%}] on {evaluation.num_problems} held-out problems"
         )
 
-    def trained_params(self) -> Any:
-        """Parameters of the workdir's newest checkpoint."""
+    def trained_params(self) -> tuple[Any, int]:
+        """Parameters of the workdir's newest checkpoint, and its step."""
         from rcjax.train.loop import restore_params
 
         return restore_params(self.config, self.workdir.path, self.model_config)
@@ -360,6 +367,15 @@ class Pipeline:
         return card
 
     # ---- stages
+
+    def _made_from(self, step: int, directory: Path) -> bool:
+        """Whether ``directory`` is there and was made from the checkpoint of ``step``, not of an earlier one."""
+        made = json.loads(self.workdir.made_from.read_text()) if self.workdir.made_from.exists() else {}
+        return directory.exists() and made.get(directory.name) == step
+
+    def _remember(self, step: int, directory: Path) -> None:
+        made = json.loads(self.workdir.made_from.read_text()) if self.workdir.made_from.exists() else {}
+        write_json(self.workdir.made_from, {**made, directory.name: step})
 
     def _skip(self, name: str, place: Path | str) -> None:
         say(f"{name}: already in {os.path.relpath(place)}")

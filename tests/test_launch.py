@@ -135,7 +135,12 @@ def test_resume_after_sigkill_is_bit_identical(whole, tmp_path):
         assert process.poll() is None, process.stdout.read().decode()[-3000:]
         process.send_signal(signal.SIGKILL)
         process.wait()
+    # What is made of the unfinished model must not pass for the finished one's.
+    assert "pass@1" in launch(f"--workdir={workdir}", "--mode=evaluate").stdout
+    launch(f"--workdir={workdir}", "--mode=export")
+    early = (workdir / "export/model.safetensors").read_bytes()
     launch(f"--workdir={workdir}")
+    assert early != (workdir / "export/model.safetensors").read_bytes()
     assert metrics(workdir) == metrics(reference)
     assert (workdir / "export/model.safetensors").read_bytes() == (reference / "export/model.safetensors").read_bytes()
     ours, theirs = (json.loads((place / "results.json").read_text()) for place in (workdir, reference))

@@ -148,8 +148,8 @@ def train(
     return TrainingRun(steps_in_all, steps_in_all - first, computed_tokens, state.params)
 
 
-def restore_params(config: ConfigDict, workdir: Path, model_config: LlamaConfig) -> dict:
-    """Parameters of the newest checkpoint in ``workdir``, laid out on the configured mesh.
+def restore_params(config: ConfigDict, workdir: Path, model_config: LlamaConfig) -> tuple[dict, int]:
+    """Parameters of the newest checkpoint in ``workdir``, laid out on the configured mesh, and its step.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -159,7 +159,8 @@ def restore_params(config: ConfigDict, workdir: Path, model_config: LlamaConfig)
     abstract = abstract_state(model_config, tx, state_shardings(model_config, tx, mesh))
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
-        return checkpoints.restore(abstract)[0].params
+        state, _ = checkpoints.restore(abstract)
+        return state.params, int(state.step)
     finally:
         checkpoints.close()
 
