@@ -6,12 +6,18 @@ restore could mistake for a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
 from rcjax.train.state import TrainState
+
+
+class CheckpointError(OSError):
+    """A checkpoint that can not be written; the message says why and how to go on."""
 
 
 class Checkpoints:
@@ -33,7 +39,8 @@ class Checkpoints:
         if self._manager.latest_step() == step:
             return False
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
-        return self._manager.save(step, args=args, force=force)
+        with self._writing():
+            return self._manager.save(step, args=args, force=force)
 
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
         """State (laid out as ``abstract`` says, whatever mesh saved it) and data iterator state.
@@ -55,10 +62,19 @@ class Checkpoints:
             ) from error
         return restored["state"], restored["data"]
 
-    def wait(self) -> None:
-        """Returns when the save in progress is on disk."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
         """Waits for the save in progress and releases threads."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Failures of a save, which may also surface at the next one, as one sentence."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            why = "no space left on the device" if "No space left" in str(error) else str(error).splitlines()[0][:200]
+            raise CheckpointError(
+                f"a checkpoint in {self.directory} can not be written ({why}); earlier ones are whole: mend that and "
+                "give the same command again"
+            ) from error
