@@ -26,7 +26,7 @@ class Rate:
     With x = clip((p - start) / (end - start), 0, 1) the rate is ``final`` times
 
       linear: x      cosine: (1 - cos(pi x)) / 2      power: x ** power
-      step: floor(x * steps) / steps      hold: 0 before ``start`` and 1 from ``end`` on, linear between
+      step: floor(x * steps) / steps      hold: x, the name to give to a ramp with a late ``start``
     """
 
     shape: str = "linear"

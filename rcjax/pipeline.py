@@ -67,6 +67,11 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(aside, path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``write_json`` wrote; empty where nothing is there yet."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def open_workdir(path: str | Path, config: ConfigDict) -> Workdir:
     """Creates the directory, or checks that it was made with this configuration; removes what a killed run left aside.
 
@@ -319,7 +324,7 @@ class Pipeline:
         baseline = None
         if (self.workdir.baseline_evaluation / EVALUATION_FILE).exists():
             baseline = Evaluation.load(self.workdir.baseline_evaluation)
-        seconds = json.loads(self.workdir.seconds.read_text()) if self.workdir.seconds.exists() else {}
+        seconds = read_json(self.workdir.seconds)
         results = write_results(
             self.workdir.results,
             evaluation,
@@ -370,12 +375,10 @@ class Pipeline:
 
     def _made_from(self, step: int, directory: Path) -> bool:
         """Whether ``directory`` is there and was made from the checkpoint of ``step``, not of an earlier one."""
-        made = json.loads(self.workdir.made_from.read_text()) if self.workdir.made_from.exists() else {}
-        return directory.exists() and made.get(directory.name) == step
+        return directory.exists() and read_json(self.workdir.made_from).get(directory.name) == step
 
     def _remember(self, step: int, directory: Path) -> None:
-        made = json.loads(self.workdir.made_from.read_text()) if self.workdir.made_from.exists() else {}
-        write_json(self.workdir.made_from, {**made, directory.name: step})
+        write_json(self.workdir.made_from, {**read_json(self.workdir.made_from), directory.name: step})
 
     def _skip(self, name: str, place: Path | str) -> None:
         say(f"{name}: already in {os.path.relpath(place)}")
@@ -398,7 +401,7 @@ class _Stage:
     def __exit__(self, kind, error, traceback) -> None:
         if error is not None or not self.did_something:
             return
-        seconds = json.loads(self._workdir.seconds.read_text()) if self._workdir.seconds.exists() else {}
+        seconds = read_json(self._workdir.seconds)
         seconds[self._name] = round(time.monotonic() - self._start, 1)
         write_json(self._workdir.seconds, seconds)
         say(f"{self._name}: done in {seconds[self._name]:.0f} s")

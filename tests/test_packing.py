@@ -48,6 +48,12 @@ def test_every_epoch_visits_every_entry_once(counts, seed, batch_size):
     assert collections.Counter(seen[entries : 2 * entries].tolist()) == expected
 
 
+def test_every_epoch_has_an_order_of_its_own():
+    orders = [examples_of_step([40], [1], 5, 40, epoch).tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
 def test_batch_plan_is_a_pure_function_of_the_step():
     ahead = examples_of_step([50, 30], [1, 2], 7, 16, 9)
     for step in range(9):

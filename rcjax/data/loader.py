@@ -115,7 +115,7 @@ def step_batches(source: StepSource, prefetch: int) -> Any:
 
 
 def longest_views(examples: Sequence[Example], objective: Objective) -> int:
-    """Most row slots that an example can take, at any mask rate: both views whole, but for what is always hidden."""
+    """Bound on the row slots that an example takes at any mask rate and with any curriculum: both views whole."""
     longest = 0
     for example in examples:
         teacher = len(example) - 1
