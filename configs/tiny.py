@@ -33,6 +33,9 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 4
     config.model.num_kv_heads = 4
     config.model.head_dim = 32
+    config.model.rope_theta = 10000.0
+    config.model.rms_norm_eps = 1e-6
+    config.model.tie_embeddings = True
     config.model.max_position_embeddings = 1024
     config.objective.alpha = 0.5
     config.packing.row_length = 768

@@ -276,6 +276,41 @@ def _assemble(conversation: Conversation, pieces: Iterable[list[int]], codec: Te
     )
 
 
+def shorten(example: Example, length: int) -> Example | None:
+    """The example with the first blocks of its reflection sequence left out, as few as make it fit.
+
+    Whole blocks go, the oldest first: what is left ends, as before, in the attempt that came right. The last block
+    and all other turns stay whole; above all the answer is never cut.
+
+    Args:
+      length: most tokens, BOS and EOS included.
+
+    Returns:
+      A new example of at most ``length`` tokens (the same one if it fits), or None where no whole blocks can be left
+      out to make it so.
+    """
+    excess = len(example) - length
+    if excess <= 0:
+        return example
+    start, stop = example.reflection
+    firsts = np.flatnonzero(np.diff(example.block_ids[start:stop])) + 1  # of the second block and those behind it
+    enough = firsts[firsts >= excess]
+    if not len(enough):
+        return None
+    cut = int(enough[0])
+    kept = np.ones(len(example), bool)
+    kept[start : start + cut] = False
+    return dataclasses.replace(
+        example,
+        tokens=example.tokens[kept],
+        block_types=example.block_types[kept],
+        block_ids=example.block_ids[kept],
+        regions=example.regions[kept],
+        reflection=(start, stop - cut),
+        answer=(example.answer[0] - cut, example.answer[1] - cut),
+    )
+
+
 def decode(example: Example, codec: TextCodec) -> Conversation:
     """The conversation that ``encode`` was given (exact where the tokenizer's decode is)."""
     markers = {codec.special_ids[text]: role for role, text in ROLE_MARKERS.items()}

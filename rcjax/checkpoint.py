@@ -53,19 +53,57 @@ class Checkpoints:
         if step is None:
             raise FileNotFoundError(f"no checkpoint in {self.directory}; train first or name another --workdir")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-        try:
+        with self._reading(step):
             restored = self._manager.restore(step, args=args)
-        except (ValueError, KeyError, OSError) as error:
-            raise ValueError(
-                f"checkpoint {self.directory / str(step)} can not be restored ({str(error).splitlines()[0][:200]}); "
-                "delete it to go on from an earlier one"
-            ) from error
         return restored["state"], restored["data"]
+
+    def restore_params(
+        self, abstract: dict[str, Any], step: int | None = None, *, field: str = "params"
+    ) -> tuple[dict[str, Any], int]:
+        """The parameters alone, without the optimizer's state, and their step.
+
+        Args:
+          abstract: the parameter dict of ``jax.ShapeDtypeStruct``s with shardings.
+          step: which checkpoint; None takes the newest.
+          field: of the state: ``params``, or ``ema`` for their moving average.
+
+        Raises:
+          FileNotFoundError: no checkpoint, or none of this step (the others are named).
+          ValueError: a checkpoint that can not be read into this model.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise FileNotFoundError(f"no checkpoint in {self.directory}; train first or name another --workdir")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise FileNotFoundError(
+                f"no checkpoint of step {step} in {self.directory}; there are {', '.join(map(str, steps))}"
+            )
+        wanted = {field: abstract}
+        args = ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
+        )
+        with self._reading(step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=args))
+        return restored["state"][field], step
 
     def close(self) -> None:
         """Waits for the save in progress and releases threads."""
         with self._writing():
             self._manager.close()
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """A checkpoint that can not be read, as one sentence."""
+        try:
+            yield
+        except (ValueError, KeyError, OSError) as error:
+            raise ValueError(
+                f"checkpoint {self.directory / str(step)} can not be restored ({str(error).splitlines()[0][:200]}); "
+                "delete it to go on from an earlier one"
+            ) from error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

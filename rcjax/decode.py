@@ -21,6 +21,7 @@ import numpy as np
 
 from rcjax.model import LlamaConfig, head_kernel
 from rcjax.model.attention import attend_blocks
+from rcjax.model.layers import rms_norm
 from rcjax.model.rope import rotate, rotation
 
 BUCKET = 32  # prompt lengths are rounded up to a multiple of it: few compiled shapes, little padding
@@ -58,7 +59,7 @@ def generate(
       The continuations in the order of the prompts, without prompt and stop token.
 
     Raises:
-      ValueError: an empty prompt, or an id outside of the vocabulary.
+      ValueError: an empty prompt, an id outside of the vocabulary, or a length that the rope type does not allow.
     """
     for index, prompt in enumerate(prompts):
         if not len(prompt):
@@ -70,10 +71,11 @@ def generate(
             )
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
+    config.check_length(max(map(len, prompts)) + max_new_tokens, "the longest prompt with max_new_tokens behind it")
     banned = set(forbidden_ids) | ({config.pad_token_id} - {None})
-    allowed = np.ones(config.vocab_size, bool)
+    allowed = np.arange(config.table_size) < config.vocab_size  # the tables' padding is no token
     allowed[sorted(banned - set(stop_ids))] = False
-    stops = np.isin(np.arange(config.vocab_size), list(stop_ids))
+    stops = np.isin(np.arange(config.table_size), list(stop_ids))
     weights = _fuse(config, params, jnp.dtype(dtype))
     rows = min(batch_size, 1 << (len(prompts) - 1).bit_length())
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
@@ -119,9 +121,12 @@ def _fuse(config: LlamaConfig, params: dict[str, Any], dtype) -> Weights:
             "gate_up": jnp.concatenate([mlp[name]["kernel"][index] for name in ("gate", "up")], axis=1),
             "down": mlp["down"]["kernel"][index],
         }
-        if config.attention_bias:
+        if config.qkv_bias:
             weights["qkv_bias"] = jnp.concatenate([flat(attention[name], index, "bias") for name in names])
+        if config.output_bias:
             weights["output_bias"] = flat(attention["output"], index, "bias")
+        if config.qk_norm:
+            weights |= {name: attention[name]["scale"][index] for name in ("query_norm", "key_norm")}
         return weights
 
     weights = {
@@ -133,28 +138,25 @@ def _fuse(config: LlamaConfig, params: dict[str, Any], dtype) -> Weights:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
 
 
-def _norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    precise = x.astype(jnp.promote_types(jnp.float32, x.dtype))
-    normed = precise * jax.lax.rsqrt(jnp.mean(jnp.square(precise), axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * scale
-
-
 def _queries_keys_values(config: LlamaConfig, layer: Weights, x: jax.Array, table) -> tuple[jax.Array, ...]:
     """[..., D] -> [..., N, H], [..., K, H] twice, the first two rotated."""
     heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-    fused = _norm(x, layer["attention_norm"], config.rms_norm_eps) @ layer["qkv"]
-    if config.attention_bias:
+    fused = rms_norm(x, layer["attention_norm"], config.rms_norm_eps) @ layer["qkv"]
+    if config.qkv_bias:
         fused = fused + layer["qkv_bias"]
     fused = fused.reshape(*x.shape[:-1], heads + 2 * kv_heads, head_dim)
     query, key, value = jnp.split(fused, (heads, heads + kv_heads), axis=-2)
+    if config.qk_norm:
+        query = rms_norm(query, layer["query_norm"], config.rms_norm_eps)
+        key = rms_norm(key, layer["key_norm"], config.rms_norm_eps)
     return rotate(query, table), rotate(key, table), value
 
 
 def _rest_of_layer(config: LlamaConfig, layer: Weights, x: jax.Array, mixed: jax.Array) -> jax.Array:
     """Output projection and MLP behind attention: [..., D], [..., N * H] -> [..., D]."""
     mixed = mixed @ layer["output"]
-    x = x + (mixed + layer["output_bias"] if config.attention_bias else mixed)
-    gate, up = jnp.split(_norm(x, layer["mlp_norm"], config.rms_norm_eps) @ layer["gate_up"], 2, axis=-1)
+    x = x + (mixed + layer["output_bias"] if config.output_bias else mixed)
+    gate, up = jnp.split(rms_norm(x, layer["mlp_norm"], config.rms_norm_eps) @ layer["gate_up"], 2, axis=-1)
     return x + (jax.nn.silu(gate) * up) @ layer["down"]
 
 
@@ -166,7 +168,7 @@ def _prefill(config: LlamaConfig, weights: Weights, tokens: jax.Array, lengths: 
     x = weights["embedding"][tokens]  # [B, P, D]
     table = tuple(part[:, :, None] for part in rotation(config, positions, x.dtype))
     caches = []
-    for layer in weights["layers"]:
+    for layer, window in zip(weights["layers"], config.windows, strict=True):
         query, key, value = _queries_keys_values(config, layer, x, table)
         caches.append(
             tuple(
@@ -174,7 +176,8 @@ def _prefill(config: LlamaConfig, weights: Weights, tokens: jax.Array, lengths: 
                 for kept in (key, value)
             )
         )
-        x = _rest_of_layer(config, layer, x, attend_blocks(query, key, value, segments).reshape(batch, width, -1))
+        mixed = attend_blocks(query, key, value, segments, positions, window)
+        x = _rest_of_layer(config, layer, x, mixed.reshape(batch, width, -1))
     last = jnp.maximum(lengths - 1, 0)
     return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0], caches
 
@@ -182,16 +185,18 @@ def _prefill(config: LlamaConfig, weights: Weights, tokens: jax.Array, lengths: 
 def _step(config: LlamaConfig, weights: Weights, caches, token, slot, positions, visible):
     """One token a row: int32 [B] at one cache slot -> hidden states [B, D] and the caches with it.
 
-    ``visible`` [B, T]: slots that a row sees now, the new one included.
+    ``positions`` [B]: of the token. ``visible``: for each window among the layers, bool [B, T], the slots that a row
+    sees now, the new one included.
     """
     batch = token.shape[0]
     kv_heads, group, head_dim = config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim
     x = weights["embedding"][token]  # [B, D]
     precise = jnp.promote_types(jnp.float32, x.dtype)
     table = tuple(part[:, None] for part in rotation(config, positions, x.dtype))
-    bias = jnp.where(visible, 0, jnp.finfo(precise).min)[:, None, None]  # [B, 1, 1, T]
+    lowest = jnp.finfo(precise).min
+    biases = {window: jnp.where(mask, 0, lowest)[:, None, None] for window, mask in visible.items()}  # [B, 1, 1, T]
     kept = []
-    for layer, (keys, values) in zip(weights["layers"], caches, strict=True):
+    for layer, window, (keys, values) in zip(weights["layers"], config.windows, caches, strict=True):
         query, key, value = _queries_keys_values(config, layer, x, table)  # [B, N, H], [B, K, H] twice
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(cache, new[:, :, None].astype(cache.dtype), slot, axis=2)
@@ -200,7 +205,7 @@ def _step(config: LlamaConfig, weights: Weights, caches, token, slot, positions,
         kept.append((keys, values))
         query = (query * (1 / math.sqrt(head_dim))).reshape(batch, kv_heads, group, head_dim)
         scores = jnp.einsum("bkgh,bkth->bkgt", query, keys.astype(query.dtype), preferred_element_type=precise)
-        shares = jax.nn.softmax(scores + bias, axis=-1).astype(x.dtype)
+        shares = jax.nn.softmax(scores + biases[window], axis=-1).astype(x.dtype)
         mixed = jnp.einsum("bkgt,bkth->bkgh", shares, values.astype(x.dtype)).reshape(batch, -1)
         x = _rest_of_layer(config, layer, x, mixed)
     return x, kept
@@ -224,7 +229,7 @@ def _generate(
     batch, width = tokens.shape
 
     def choose(x: jax.Array) -> jax.Array:
-        x = _norm(x, weights["norm"], config.rms_norm_eps)
+        x = rms_norm(x, weights["norm"], config.rms_norm_eps)
         precise = jnp.promote_types(jnp.float32, x.dtype)
         logits = jnp.dot(x, weights["head"], preferred_element_type=precise)  # [B, V]
         return jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
@@ -240,7 +245,11 @@ def _generate(
         slot = width + step
         slots = jnp.arange(width + max_new_tokens)
         visible = (slots < lengths[:, None]) | ((slots >= width) & (slots <= slot))
-        hidden, caches = _step(config, weights, caches, token, slot, lengths + step, visible)
+        position = lengths + step  # [B]
+        # Behind the padding positions go on from the row's own length.
+        distance = position[:, None] - jnp.where(slots < width, slots, lengths[:, None] + slots - width)  # [B, T]
+        masks = {w: visible if w is None else visible & (distance < w) for w in config.windows}
+        hidden, caches = _step(config, weights, caches, token, slot, position, masks)
         token = choose(hidden)
         return step + 1, token, finished | stops[token], out, counts, caches
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 from rcjax.blocks import END_OF_MESSAGE, Block, BlockType, Message, TextCodec, encode_prompt
@@ -33,7 +34,13 @@ def answers(
         on_advance=on_advance,
     )
     markers = set(codec.special_ids.values()) | {codec.bos_id, codec.eos_id, codec.pad_id}
-    return [codec.decode([token for token in answer if token not in markers]) for answer in ids]
+
+    def text(answer: list[int]) -> str:
+        # Block by block: a tokenizer may treat what follows a marker otherwise than what follows a word.
+        runs = itertools.groupby(answer, key=lambda token: token in markers)
+        return "".join(codec.decode(list(run)) for is_marker, run in runs if not is_marker)
+
+    return [text(answer) for answer in ids]
 
 
 def generate_programs(directory: str, prompts: Sequence[str], max_new_tokens: int) -> list[str]:

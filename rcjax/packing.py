@@ -18,6 +18,8 @@ from rcjax.views import ExampleViews
 # Arrays of a microbatch: name -> (dtype, share of the row's slots it needs).
 TOKEN_ARRAYS = {"tokens": np.int32, "positions": np.int32, "segment_ids": np.int32}
 SINGLE_ARRAYS = {"single_slots": np.int32, "single_targets": np.int32, "single_ce": np.float32}
+# What a teacher that is another network reads: rows of their own, for the same examples.
+TEACHER_ARRAYS = {"teacher_tokens": np.int32, "teacher_positions": np.int32, "teacher_segment_ids": np.int32}
 PAIR_ARRAYS = {
     "pair_teacher_slots": np.int32,
     "pair_student_slots": np.int32,
@@ -112,6 +114,7 @@ def assemble(
     row_length: int,
     rows_per_microbatch: int,
     normalisation: str = "example",
+    own_teacher: bool = True,
     local_rows: slice = slice(None),
 ) -> dict[str, np.ndarray]:
     """Lays packed views down as microbatches.
@@ -126,19 +129,25 @@ def assemble(
       row_length: S, slots of a row.
       rows_per_microbatch: M.
       normalisation: ``example`` or ``token``.
+      own_teacher: as in ``views.build_views``.
       local_rows: which of the M rows of every microbatch this host lays down.
 
     Returns:
       Arrays [G, M', S] (tokens, positions, segment_ids), [G, M', S] (single labels) and [G, M', S // 2] (pairs),
       with G = ceil(rows / M) microbatches. Unused slots have segment 0, unused labels weight 0; labels are
-      left-aligned, so the number in use tells how many chunks the loss has to project.
+      left-aligned, so the number in use tells how many chunks the loss has to project. Where another network
+      teaches, pairs are [G, M', S] and there are ``TEACHER_ARRAYS`` [G, M', S]; see ``teacher_widths``.
     """
     ce_scale, kd_scale = _scales(views, normalisation)
     count = -(-len(rows) // rows_per_microbatch)
     mine = range(rows_per_microbatch)[local_rows]
     shape = (count, len(mine))
     arrays = {name: np.zeros((*shape, row_length), dtype) for name, dtype in (TOKEN_ARRAYS | SINGLE_ARRAYS).items()}
-    arrays |= {name: np.zeros((*shape, row_length // 2), dtype) for name, dtype in PAIR_ARRAYS.items()}
+    # A pair takes a slot in either view, and both views lie in the row unless another network teaches.
+    pairs = row_length // 2 if own_teacher else row_length
+    arrays |= {name: np.zeros((*shape, pairs), dtype) for name, dtype in PAIR_ARRAYS.items()}
+    if not own_teacher:
+        arrays |= {name: np.zeros((*shape, row_length), dtype) for name, dtype in TEACHER_ARRAYS.items()}
     for number, items in enumerate(rows):
         microbatch, row = divmod(number, rows_per_microbatch)
         if row not in mine:
@@ -146,6 +155,20 @@ def assemble(
         target = {name: array[microbatch, row - mine.start] for name, array in arrays.items()}
         _lay_row(target, [(views[item], ce_scale[item], kd_scale[item]) for item in items])
     return arrays
+
+
+def teacher_widths(
+    views: Sequence[ExampleViews], rows: Sequence[Sequence[int]], *, row_length: int, rows_per_microbatch: int
+) -> list[int]:
+    """How far into its rows another network has to read in each microbatch: [G], 0 where nothing is distilled.
+
+    A quarter, half, three quarters or the whole of a row, so that no more than four programs are compiled.
+    """
+    quarter = -(-row_length // 4)
+    used = [sum(len(views[item].taught_by) for item in items if views[item].taught_by is not None) for items in rows]
+    groups = range(0, len(rows), rows_per_microbatch)
+    longest = [max(used[first : first + rows_per_microbatch]) for first in groups]
+    return [min(row_length, -(-length // quarter) * quarter) for length in longest]
 
 
 def _scales(views: Sequence[ExampleViews], normalisation: str) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +183,7 @@ def _scales(views: Sequence[ExampleViews], normalisation: str) -> tuple[np.ndarr
 
 
 def _lay_row(target: dict[str, np.ndarray], items: Sequence[tuple[ExampleViews, float, float]]) -> None:
-    slot = single = pair = segment = 0
+    slot = single = pair = segment = taught = 0
     for views, ce_scale, kd_scale in items:
         bases = []
         for view in (views.teacher, views.student):
@@ -173,13 +196,21 @@ def _lay_row(target: dict[str, np.ndarray], items: Sequence[tuple[ExampleViews, 
             target["positions"][here] = view.positions
             target["segment_ids"][here] = segment
             slot += len(view)
+        teacher_base = 0 if "teacher_tokens" in target else bases[0]
+        if views.taught_by is not None:
+            teacher_base = taught
+            here = slice(taught, taught + len(views.taught_by))
+            target["teacher_tokens"][here] = views.taught_by.tokens
+            target["teacher_positions"][here] = views.taught_by.positions
+            target["teacher_segment_ids"][here] = segment
+            taught = here.stop
         here = slice(single, single + len(views.single_slots))
         target["single_slots"][here] = views.single_slots + bases[0]
         target["single_targets"][here] = views.single_targets
         target["single_ce"][here] = views.single_ce * ce_scale
         single = here.stop
         here = slice(pair, pair + len(views.pair_targets))
-        target["pair_teacher_slots"][here] = views.pair_teacher_slots + bases[0]
+        target["pair_teacher_slots"][here] = views.pair_teacher_slots + teacher_base
         target["pair_student_slots"][here] = views.pair_student_slots + bases[1]
         target["pair_targets"][here] = views.pair_targets
         target["pair_teacher_ce"][here] = views.pair_teacher_ce * ce_scale

@@ -32,6 +32,7 @@ class WorkdirError(ValueError):
 FREE_FIELDS = ("baseline",)
 EVALUATION_FILE = "evaluation.json"
 METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.json"
 
 
 @dataclasses.dataclass
@@ -51,7 +52,8 @@ class Workdir:
             "export": "export",
             "seconds": "seconds.json",
             "made_from": "made_from.json",
-            "config": "config.json",
+            "config": CONFIG_FILE,
+            "model": "model.json",
             "results": "results.json",
             "report": "report.html",
         }
@@ -126,14 +128,20 @@ class Pipeline:
 
     def run(self) -> dict[str, Any]:
         """All stages; returns what ``results.json`` holds."""
+        self.check_base_model()
         self.build_data()
-        self.train_tokenizer()
+        self.make_tokenizer()
         params, step = self.train()
         self.evaluate(params, step)
         if self.config.baseline:
             self.train_baseline()
         self.export(params, step)
         return self.report()
+
+    def check_base_model(self) -> None:
+        """Refuses a checkpoint that can not be imported before hours go into data."""
+        if not self.workdir.model.exists() and self.base_model is not None:
+            self.base_model.config.check_length(self.config.data.max_length, "config.data.max_length")
 
     # ---- data
 
@@ -177,17 +185,33 @@ class Pipeline:
 
     # ---- tokenizer
 
-    def train_tokenizer(self) -> None:
-        """A byte-level BPE on the training text, with the block tokens, unless the config names one."""
-        if self.config.tokenizer.path or self.workdir.tokenizer.exists():
-            self._skip("tokenizer", self.config.tokenizer.path or self.workdir.tokenizer)
+    @cached_property
+    def base_model(self):
+        """The checkpoint that training starts from; None from scratch."""
+        if not self.config.model.init:
+            return None
+        from rcjax.hf.base_model import open_base_model
+
+        return open_base_model(self.config.model, self.config.tokenizer.path)
+
+    def make_tokenizer(self) -> None:
+        """The checkpoint's or the named one with the block tokens, or a byte-level BPE on the training text."""
+        if self.workdir.tokenizer.exists():
+            self._skip("tokenizer", self.workdir.tokenizer)
             return
-        from rcjax.hf.tokenizer import save_tokenizer, train_tokenizer
+        from rcjax.hf.hub import model_directory
+        from rcjax.hf.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+        from rcjax.hf.vocabulary import add_block_tokens
 
         with self._stage("tokenizer"):
             settings = self.config.tokenizer
-            texts = records.texts(self.conversations)
-            tokenizer = train_tokenizer(texts, settings.vocab_size, settings.pretokenizer)
+            if self.base_model is not None:
+                tokenizer = self.base_model.tokenizer
+            elif settings.path:
+                tokenizer, _ = add_block_tokens(load_tokenizer(model_directory(settings.path, weights=False)))
+            else:
+                texts = records.texts(self.conversations)
+                tokenizer = train_tokenizer(texts, settings.vocab_size, settings.pretokenizer)
             save_tokenizer(tokenizer, self.workdir.tokenizer)
 
     @cached_property
@@ -195,7 +219,7 @@ class Pipeline:
         """The run's tokenizer."""
         from rcjax.hf.tokenizer import load_tokenizer
 
-        return load_tokenizer(self.config.tokenizer.path or self.workdir.tokenizer)
+        return load_tokenizer(self.workdir.tokenizer)
 
     @cached_property
     def codec(self):
@@ -208,31 +232,63 @@ class Pipeline:
 
     @cached_property
     def model_config(self):
-        """The model's shape: ``config.model`` and the tokenizer's size."""
+        """The model's shape: the checkpoint's or ``config.model``, and the tokenizer's size.
+
+        The workdir keeps it, so that later stages and resumed runs need the checkpoint no more.
+        """
+        from rcjax.hf.base_model import model_config
         from rcjax.model import LlamaConfig
 
-        codec = self.codec
-        return LlamaConfig(
-            vocab_size=codec.vocab_size,
-            bos_token_id=codec.bos_id,
-            eos_token_id=codec.eos_id,
-            pad_token_id=codec.pad_id,
-            **self.config.model,
-        )
+        stored = read_json(self.workdir.model)
+        if stored:
+            multiple = stored.pop("vocab_multiple")
+            return dataclasses.replace(LlamaConfig.from_hf(stored), vocab_multiple=multiple)
+        config = model_config(self.config.model, self.codec, self.base_model)
+        write_json(self.workdir.model, {**config.to_hf(), "vocab_multiple": config.vocab_multiple})
+        return config
 
     def train(self) -> tuple[Any, int]:
         """The student, by dynamically masked distillation; returns its parameters and the number of steps."""
         from rcjax.train.loop import train
 
-        data = records.tokenise(self.conversations, self.repeats, self.codec, self.config.data.max_length)
+        data = self._tokenise(self.conversations, self.repeats)
         say(f"train on {data.describe()}; model of {self.model_config.num_params:,} parameters")
         with self._stage("train") as stage:
-            run = train(self.config, self.workdir.path, self.model_config, data.sources, data.repeats)
+            run = train(
+                self.config,
+                self.workdir.path,
+                self.model_config,
+                data.sources,
+                data.repeats,
+                load=self._load,
+                teacher=self.teacher,
+            )
             stage.did_something = run.steps_done > 0
         return run.params, run.steps
 
+    @cached_property
+    def teacher(self):
+        """Another network that teaches (``config.teacher.name`` is ``frozen``); None: the student itself."""
+        if self.config.teacher.name != "frozen":
+            return None
+        from rcjax.hf.base_model import open_teacher
+
+        return open_teacher(self.config.teacher, self.model_config, self.tokenizer)
+
+    @property
+    def _load(self):
+        """Reads the parameters that training starts from, given where each is to lie; None: fresh ones."""
+        if not self.config.model.init:
+            return None
+        return lambda shardings: self.base_model.load(self.model_config, shardings)
+
+    def _tokenise(self, conversations: dict[str, list], repeats: dict[str, int]) -> records.TrainingData:
+        settings = self.config.data
+        return records.tokenise(conversations, repeats, self.codec, settings.max_length, settings.overlong)
+
     def train_baseline(self) -> None:
         """The same model on instruction data alone, for as many computed tokens; evaluated alike."""
+        from rcjax.objective import TABLES
         from rcjax.train.loop import train
 
         if (self.workdir.baseline_evaluation / EVALUATION_FILE).exists():
@@ -247,13 +303,24 @@ class Pipeline:
                     "and config.data.instruction_repeats of at least 1"
                 )
             conversations = {records.INSTRUCTION: self.conversations[records.INSTRUCTION]}
-            data = records.tokenise(conversations, repeats, self.codec, config.data.max_length)
+            data = self._tokenise(conversations, repeats)
             tokens = last_metrics(self.workdir.path)["computed_tokens"]
             per_example = sum(len(example) - 1 for example in data.sources[0]) / len(data.sources[0])
+            for field in ("alpha", "ce_weight", "kd_weight", *TABLES):
+                config.objective[field] = None
             config.objective.name = "ce"
+            config.teacher.name = "self"
             config.train.steps = max(1, round(tokens / (per_example * config.train.batch_size)))
             self.workdir.baseline.mkdir(exist_ok=True)
-            run = train(config, self.workdir.baseline, self.model_config, data.sources, data.repeats, "train baseline")
+            run = train(
+                config,
+                self.workdir.baseline,
+                self.model_config,
+                data.sources,
+                data.repeats,
+                title="train baseline",
+                load=self._load,
+            )
             self._evaluate(run.params, self.workdir.baseline_evaluation, "evaluate baseline")
 
     # ---- what came of it
@@ -290,26 +357,37 @@ class Pipeline:
 
         evaluate(problems, write_programs).save(directory)
 
-    def export(self, params: Any, step: int, output: str | None = None) -> None:
-        """A Hugging Face directory, loaded again and compared."""
+    def export(
+        self,
+        params: Any,
+        step: int,
+        output: str | None = None,
+        *,
+        dtype: str | None = None,
+        max_shard_size: str | None = None,
+    ) -> None:
+        """A Hugging Face directory, loaded again and compared; None takes the config's."""
         directory = Path(output) if output else self.workdir.export
         if output and directory.exists():
             raise WorkdirError(f"--output={output} exists already; name a directory that does not")
         if not output and self._made_from(step, directory):
             self._skip("export", directory)
             return
-        from rcjax.hf.export import export
+        from rcjax.hf.export import export, export_steps
 
         with self._stage("export") as stage:
             stage.did_something = output is None  # the run's own export is the stage
-            report = export(
-                self.model_config,
-                params,
-                self.tokenizer,
-                directory,
-                dtype=self.config.export.dtype,
-                metadata=self._model_card(),
-            )
+            with progress("export", total=export_steps(self.model_config), unit="tensors") as bar:
+                report = export(
+                    self.model_config,
+                    params,
+                    self.tokenizer,
+                    directory,
+                    dtype=dtype or self.config.export.dtype,
+                    max_shard_size=max_shard_size or self.config.export.max_shard_size,
+                    metadata=self._model_card(step),
+                    on_advance=bar.advance,
+                )
         if output is None:
             self._remember(step, directory)
         say(f"export: {report}")
@@ -358,15 +436,26 @@ class Pipeline:
             f"pass@1 {evaluation.pass_at(1):.1%} [{low:.1%}, {high:.1%}] on {evaluation.num_problems} held-out problems"
         )
 
-    def trained_params(self) -> tuple[Any, int]:
-        """Parameters of the workdir's newest checkpoint, and its step."""
+    def trained_params(self, step: int | None = None, weights: str = "student") -> tuple[Any, int]:
+        """Parameters of a checkpoint of the workdir, the newest one unless ``step`` is given, and its step.
+
+        Args:
+          weights: ``student``, or ``ema`` for their moving average.
+        """
         from rcjax.train.loop import restore_params
 
-        return restore_params(self.config, self.workdir.path, self.model_config)
+        if weights == "ema" and self.config.teacher.name != "ema":
+            raise WorkdirError(
+                f"workdir {self.workdir.path} keeps no moving average: config.teacher.name is "
+                f"{self.config.teacher.name!r}; export with --weights=student"
+            )
+        return restore_params(self.config, self.workdir.path, self.model_config, step, weights)
 
-    def _model_card(self) -> dict[str, Any]:
-        card = {"config": json.loads(self.workdir.config.read_text())}
-        if (self.workdir.evaluation / EVALUATION_FILE).exists():
+    def _model_card(self, step: int) -> dict[str, Any]:
+        card = {"config": json.loads(self.workdir.config.read_text()), "optimizer steps": step}
+        if self.config.model.init:
+            card["base_model"] = self.config.model.init
+        if self._made_from(step, self.workdir.evaluation):
             stored = json.loads((self.workdir.evaluation / EVALUATION_FILE).read_text())
             card["pass@1"] = stored["pass@1"]
         return card

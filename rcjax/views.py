@@ -7,6 +7,9 @@ exactly the masked computation. The last token (EOS) predicts nothing and is cut
 Labels come in two groups, since that is how the loss projects them (``rcjax/losses.py``):
 *pairs* are positions that both views hold and where the student carries loss, *singles* are positions of the
 teacher view whose label carries cross-entropy and that have no partner.
+
+Where the teacher is another network, it reads a view of its own (``taught_by``), which ends behind the last position
+that is distilled; the trained network reads the teacher view only for the cross-entropy in it.
 """
 
 from __future__ import annotations
@@ -36,13 +39,15 @@ class View:
 class ExampleViews:
     """Both views and their labels. Slots count from 0 in each view; weights are the table's, not normalised.
 
+    ``teacher`` and ``student`` are read by the network that is trained, ``taught_by`` by a teacher that is another.
     ``single_*`` [K]: slot of the teacher view, the token it has to predict, its CE weight.
-    ``pair_*`` [P]: slot in the teacher view, slot in the student view, token to predict, CE weight in either
-    view, weight of the divergence.
+    ``pair_*`` [P]: slot in the teacher view (or in ``taught_by``), slot in the student view, token to predict, CE
+    weight in either view, weight of the divergence.
     """
 
-    teacher: View
+    teacher: View | None
     student: View | None
+    taught_by: View | None
     single_slots: np.ndarray
     single_targets: np.ndarray
     single_ce: np.ndarray
@@ -55,8 +60,14 @@ class ExampleViews:
 
     @property
     def slots(self) -> int:
-        """Row slots that the example takes: both views lie in one row."""
-        return len(self.teacher) + (len(self.student) if self.student is not None else 0)
+        """Row slots that the example takes: both views lie in one row, and so does what another network reads."""
+        own = sum(len(view) for view in (self.teacher, self.student) if view is not None)
+        return max(own, len(self.taught_by) if self.taught_by is not None else 0)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that some network reads."""
+        return sum(len(view) for view in (self.teacher, self.student, self.taught_by) if view is not None)
 
     @property
     def ce_weight(self) -> float:
@@ -95,13 +106,16 @@ def student_mask(
     return mask
 
 
-def build_views(example: Example, objective: Objective, mask: np.ndarray | None) -> ExampleViews:
+def build_views(
+    example: Example, objective: Objective, mask: np.ndarray | None, *, own_teacher: bool = True
+) -> ExampleViews:
     """Cuts the views of one example and lists their labels.
 
     Args:
       example: L tokens.
       objective: weight tables. An instruction example always trains on what its assistant says.
       mask: bool [L] of the student view (``student_mask``); None for an example without one.
+      own_teacher: the network that is trained is its own teacher; False: another network is.
     """
     length = len(example)
     last = length - 1
@@ -114,7 +128,7 @@ def build_views(example: Example, objective: Objective, mask: np.ndarray | None)
         empty = np.zeros(0, np.int32)
         none = np.zeros(0, np.float32)
         return ExampleViews(
-            teacher, None, slots, targets[slots], teacher_ce[slots], empty, empty, empty, none, none, none
+            teacher, None, None, slots, targets[slots], teacher_ce[slots], empty, empty, empty, none, none, none
         )
     held = np.flatnonzero(mask[:last])
     student = View(example.tokens[held], held.astype(np.int32))
@@ -123,15 +137,26 @@ def build_views(example: Example, objective: Objective, mask: np.ndarray | None)
     kd = objectives.weights(objective.distill, example.regions)[:last] * mask[:last]
     pairs = np.flatnonzero((student_ce != 0) | (kd != 0))
     rest = teacher_ce.copy()
-    rest[pairs] = 0
+    taught_by = None
+    if own_teacher:
+        rest[pairs] = 0
+    else:
+        teacher = teacher if teacher_ce.any() else None
+        taught = np.flatnonzero(kd)
+        if len(taught):
+            stop = taught[-1] + 1
+            taught_by = View(example.tokens[:stop], np.arange(stop, dtype=np.int32))
+        teacher_ce = np.zeros_like(rest)  # no other network learns from these pairs
     singles = np.flatnonzero(rest)
     return ExampleViews(
         teacher=teacher,
         student=student,
+        taught_by=taught_by,
         single_slots=singles,
         single_targets=targets[singles],
-        single_ce=teacher_ce[singles],
-        pair_teacher_slots=pairs,
+        single_ce=rest[singles],
+        # A pair without distillation may lie behind the end of the other network's view: its slot is not read.
+        pair_teacher_slots=pairs if own_teacher else np.where(kd[pairs] != 0, pairs, 0),
         pair_student_slots=np.searchsorted(held, pairs),
         pair_targets=targets[pairs],
         pair_teacher_ce=teacher_ce[pairs],

@@ -5,10 +5,12 @@ from pathlib import Path
 
 # Eight virtual devices for mesh tests, and quick compilation, since tests compile much and run little. Must be set
 # before jax starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads would spin against those of jax
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import pytest
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

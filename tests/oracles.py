@@ -61,36 +61,52 @@ def dense_llama(config, params, tokens, positions, mask):
     return norm(x, params["norm"]["scale"])
 
 
-def dense_loss(config, params, batch, ce_weight, kd_weight):
+def dense_divergence(kind, teacher_logits, student_logits, temperature, beta):
+    """From plain probabilities: [..., V] twice -> [...]."""
+    p = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
+    q = jax.nn.softmax(student_logits / temperature)
+    m = beta * p + (1 - beta) * q
+
+    def kl(a, b):
+        return jnp.sum(a * jnp.log(a / b), -1)
+
+    parts = {"forward_kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m)}
+    return parts[kind] * temperature**2
+
+
+def dense_loss(
+    config, params, batch, ce_weight, kd_weight, *, divergence="forward_kl", temperature=1.0, beta=0.5, teacher=None
+):
     """Loss of a batch of padded examples the reference's way: two passes at full length, the student's with a key mask.
 
     Args:
       batch: arrays [B, L]: ``tokens``; ``student`` bool, what the student sees (all True: no student view);
         ``teacher_ce``, ``student_ce``, ``kd``: weights by the label's (CE) or the position's (kd) own place,
         0 on padding.
+      teacher: (config, params) of another network that teaches; None: the student itself.
 
     Returns:
-      Mean over examples of ``ce_weight * CE + kd_weight * KL``, each a weighted mean over the example's own labels.
+      Mean over examples of ``ce_weight * CE + kd_weight * D``, each a weighted mean over the example's own labels.
     """
     tokens = batch["tokens"]
     size, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     causal = np.tril(np.ones((length, length), bool))[None]
-    head = params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
 
-    def log_probs(mask):
-        return jax.nn.log_softmax(dense_llama(config, params, tokens, positions, mask) @ head)
+    def logits(config, params, mask):
+        head = params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
+        return dense_llama(config, params, tokens, positions, mask) @ head
 
-    def nll(log_p):  # of the label at each place but the first
-        return -jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
+    def nll(z):  # of the label at each place but the first
+        return -jnp.take_along_axis(jax.nn.log_softmax(z)[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
 
     seen = batch["student"][:, 1:] & batch["student"][:, :-1]
-    teacher, student = log_probs(causal), log_probs(causal & batch["student"][:, None, :])
+    own, student = logits(config, params, causal), logits(config, params, causal & batch["student"][:, None, :])
     teacher_ce, student_ce = batch["teacher_ce"][:, 1:], batch["student_ce"][:, 1:] * seen
     count = teacher_ce.sum(1) + student_ce.sum(1)
-    ce = jnp.sum(nll(teacher) * teacher_ce, 1) + jnp.sum(jnp.where(seen, nll(student), 0) * student_ce, 1)
-    constant = jax.lax.stop_gradient(teacher)
-    per_position = jnp.sum(jnp.exp(constant) * (constant - student), -1)
+    ce = jnp.sum(nll(own) * teacher_ce, 1) + jnp.sum(jnp.where(seen, nll(student), 0) * student_ce, 1)
+    taught = own if teacher is None else logits(*teacher, causal)
+    per_position = dense_divergence(divergence, taught, student, temperature, beta)
     kd = batch["kd"] * batch["student"]
     kl = jnp.sum(jnp.where(kd > 0, per_position, 0) * kd, 1) / jnp.maximum(kd.sum(1), 1e-9)
     return jnp.sum(ce_weight * ce / jnp.maximum(count, 1e-9) + kd_weight * kl) / size

@@ -17,8 +17,10 @@ from rcjax.blocks import (
     Region,
     decode,
     encode,
+    shorten,
 )
 from rcjax.hf.tokenizer import codec, train_tokenizer
+from tests.examples import character_codec, random_conversation
 
 TEXTS = st.one_of(
     st.text(max_size=30),
@@ -125,3 +127,31 @@ def test_wrong_form_is_refused_by_example_and_field(change, complaint):
     with pytest.raises(ConversationError, match=complaint) as caught:
         Conversation.from_json(record, "file.jsonl:7")
     assert "file.jsonl:7 example 'x'" in str(caught.value)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 120))
+def test_shortening_leaves_out_whole_blocks_from_the_front_of_the_reflection(seed, length):
+    rng = np.random.default_rng(seed)
+    conversation = random_conversation(rng, "reflection", rounds=4)
+    (example,) = encode([conversation], character_codec())
+    short = shorten(example, length)
+    messages = list(conversation.messages)
+    blocks = messages[1].blocks
+    # What is left must be what encoding the conversation without its first blocks gives.
+    for gone in range(len(blocks)):
+        messages[1] = Message("assistant", blocks[gone:])
+        (expected,) = encode([Conversation("x", "reflection", tuple(messages))], character_codec())
+        if len(expected) <= length:
+            break
+    else:
+        assert short is None
+        return
+    for field in ("tokens", "block_types", "regions"):
+        np.testing.assert_array_equal(getattr(short, field), getattr(expected, field))
+    assert (short.reflection, short.answer) == (expected.reflection, expected.answer)
+    assert [len(set(x.block_ids[x.block_ids >= 0])) for x in (short, expected)] == [
+        sum(len(message.blocks) for message in messages)
+    ] * 2
+    if len(example) <= length:
+        assert short is example

@@ -35,11 +35,21 @@ def make_prompts(config, count, seed=0, longest=45):
     return [rng.integers(3, config.vocab_size, rng.integers(1, longest)).tolist() for _ in range(count)]
 
 
-@pytest.mark.parametrize("name", ["linear rope, large theta", "bias, tied, coarse eps"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deepseek-coder",
+        "biases, tied, coarse eps",
+        "yarn with mscale",
+        "mistral",
+        "qwen2, windows in some layers",
+        "qwen3, biases, windows",
+    ],
+)
 def test_random_model_equals_transformers(name):
     config = make_config(**CONFIGS[name])
     params = random_params(config, seed=1, dtype=np.float32)
-    prompts = make_prompts(config, 7)
+    prompts = make_prompts(config, 7)  # shorter and longer than the windows
     stops = [1, 7, 20]
     ours = decode.generate(config, params, prompts, max_new_tokens=16, stop_ids=stops, batch_size=4)
     assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 16, stops)
@@ -104,6 +114,38 @@ def test_forbidden_and_padding_ids_are_never_generated():
     favourite = max(range(61), key=[token for new in free for token in new].count)
     banned = decode.generate(config, params, prompts, max_new_tokens=20, stop_ids=[], forbidden_ids=[favourite])
     assert all(len(new) == 20 and not {2, favourite} & set(new) for new in banned)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_padding_of_the_table_is_never_generated(tied):
+    config = make_config(num_layers=1, vocab_multiple=32, tie_embeddings=tied)
+    params = random_params(config, seed=8, dtype=np.float32)
+    prompts = make_prompts(config, 5, seed=9)
+
+    def run(factor):
+        """With the padding's weights made huge: half of its logits then beat every token's."""
+        if tied:
+            table = params["embed"]["embedding"].copy()
+            table[61:] *= factor
+            changed = {**params, "embed": {"embedding": table}}
+        else:
+            kernel = params["head"]["kernel"].copy()
+            kernel[:, 61:] *= factor
+            changed = {**params, "head": {"kernel": kernel}}
+        return decode.generate(config, changed, prompts, max_new_tokens=12, stop_ids=[])
+
+    ours = run(1e6)
+    assert all(token < 61 for new in ours for token in new)
+    assert ours == run(0)
+
+
+def test_a_length_that_the_rope_type_does_not_allow_is_refused():
+    config = make_config(**CONFIGS["dynamic"], max_position_embeddings=32)
+    params = random_params(config, seed=10, dtype=np.float32)
+    prompts = [[3] * 20, [4] * 25]
+    assert len(decode.generate(config, params, prompts, max_new_tokens=7, stop_ids=[])[1]) == 7
+    with pytest.raises(ValueError, match=r"longest prompt .* is 33, but rope type 'dynamic'"):
+        decode.generate(config, params, prompts, max_new_tokens=8, stop_ids=[])
 
 
 def test_odd_input():

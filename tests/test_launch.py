@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import QUICK_TO_COMPILE
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     *("build.problems=60", "build.heldout=6", "build.instruction_share=0.8", "build.reflection_share=0.8"),
@@ -30,7 +32,7 @@ def command(*arguments, config="configs/tiny.py", fields=SMALL):
 
 
 def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK_TO_COMPILE}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 

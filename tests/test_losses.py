@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcjax.losses import vocabulary_loss
+from rcjax.losses import DIVERGENCES, vocabulary_loss
+from rcjax.sharding import make_mesh, named, partition_spec
 from tests.oracles import dense_vocabulary_loss
 
 
@@ -66,6 +67,42 @@ def test_teacher_gets_no_gradient_from_the_divergence():
     )
     assert np.abs(grad[:, :10]).max() == 0
     assert np.abs(grad[:, 10:]).max() > 0
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_padding_of_the_table_changes_nothing(divergence):
+    hidden, head, labels = random_case(6)  # 33 tokens
+    rng = np.random.default_rng(7)
+    padded = np.concatenate([head, 100 * rng.normal(size=(8, 7))], axis=1)  # would win every softmax
+
+    def run(head, mesh=None):
+        def loss(hidden, head):
+            options = dict(ce_weight=0.3, kd_weight=0.7, divergence=divergence, temperature=2.5, chunk=4)
+            return vocabulary_loss(hidden, head, labels, vocab_size=33, **options)
+
+        head = jnp.asarray(head)
+        if mesh is not None:
+            head = jax.device_put(head, named(mesh, partition_spec(("embed", "vocab"))))
+
+        @jax.jit
+        def everything(hidden, head):  # the plain forward, and the one that keeps gradients
+            return loss(hidden, head)[0], *jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
+
+        forward, (value, parts), (d_hidden, d_head) = everything(jnp.asarray(hidden), head)
+        return (forward, value, *parts.values(), d_hidden, d_head[:, :33]), d_head[:, 33:]
+
+    plain, _ = run(head)
+    results = [run(padded)]
+    if len(jax.devices()) >= 8 and divergence == "forward_kl":
+        mesh = make_mesh({"fsdp": 2, "tensor": 4})
+        with jax.set_mesh(mesh):
+            results.append(run(padded, mesh))
+    for ours, d_padding in results:
+        for mine, expected in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=1e-12, atol=1e-15)
+        assert d_padding.shape == (8, 7)
+        assert not np.any(d_padding)
 
 
 @settings(deadline=None, max_examples=10)

@@ -17,7 +17,7 @@ import numpy as np
 from rcjax.blocks import REFLECTION, Example
 from rcjax.curriculum import Curriculum, mask_rate
 from rcjax.objective import Objective
-from rcjax.packing import assemble, best_fit, examples_of_step
+from rcjax.packing import TEACHER_ARRAYS, assemble, best_fit, examples_of_step, teacher_widths
 from rcjax.views import ExampleViews, build_views, student_mask
 
 
@@ -33,6 +33,7 @@ class BatchSettings:
     rows_per_microbatch: int
     normalisation: str
     seed: int
+    own_teacher: bool = True  # False: the teacher is another network
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,16 +44,26 @@ class StepBatch:
       step: which step.
       arrays: ``packing.assemble``'s, [G, M, ...] in host memory.
       metrics: numbers about the batch that metrics.jsonl repeats.
+      teacher_widths: ``packing.teacher_widths``'s, [G]; empty where the network teaches itself.
     """
 
     step: int
     arrays: dict[str, np.ndarray]
     metrics: dict[str, float]
+    teacher_widths: tuple[int, ...] = ()
 
     @property
     def microbatches(self) -> int:
         """G."""
         return len(self.arrays["tokens"])
+
+    def microbatch(self, index: int) -> dict[str, np.ndarray]:
+        """Arrays [M, ...] of one microbatch; another network's rows are cut to what it has to read."""
+        arrays = {name: array[index] for name, array in self.arrays.items() if name not in TEACHER_ARRAYS}
+        width = self.teacher_widths[index] if self.teacher_widths else 0
+        if width:
+            arrays |= {name: self.arrays[name][index][:, :width] for name in TEACHER_ARRAYS}
+        return arrays
 
 
 def views_of_step(
@@ -70,7 +81,7 @@ def views_of_step(
         if example.kind == REFLECTION and settings.objective.uses_student:
             rng = np.random.default_rng([settings.seed, step, int(number)])
             mask = student_mask(example, settings.curriculum, rate, rng)
-        views.append(build_views(example, settings.objective, mask))
+        views.append(build_views(example, settings.objective, mask, own_teacher=settings.own_teacher))
     return views, rate
 
 
@@ -93,19 +104,26 @@ class StepSource:
             row_length=settings.row_length,
             rows_per_microbatch=settings.rows_per_microbatch,
             normalisation=settings.normalisation,
+            own_teacher=settings.own_teacher,
         )
+        widths = ()
+        if not settings.own_teacher:
+            widths = teacher_widths(
+                views, rows, row_length=settings.row_length, rows_per_microbatch=settings.rows_per_microbatch
+            )
         students = [len(view.student) for view in views if view.student is not None]
+        teachers = [view.taught_by or view.teacher for view in views]
         used = sum(view.slots for view in views)
         metrics = {
             "mask_rate": rate,
             "visible_tokens_per_example": float(np.mean(students)) if students else 0.0,
-            "teacher_tokens_per_example": float(np.mean([len(view.teacher) for view in views])),
+            "teacher_tokens_per_example": float(np.mean([len(view) for view in teachers if view is not None] or [0])),
             "examples": float(len(views)),
-            "tokens": float(used),
+            "tokens": float(sum(view.computed_tokens for view in views)),
             "row_use": used / (len(rows) * settings.row_length),
             "microbatches": float(len(arrays["tokens"])),
         }
-        return StepBatch(step, arrays, metrics)
+        return StepBatch(step, arrays, metrics, tuple(widths))
 
 
 def step_batches(source: StepSource, prefetch: int) -> Any:

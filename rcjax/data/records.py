@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rcjax.blocks import Conversation, Example, TextCodec, encode
+from rcjax.blocks import Conversation, Example, TextCodec, encode, shorten
 from rcjax.data.tfrecord import read_records
 
 INSTRUCTION, REFLECTION, HELDOUT = "instruction", "reflection", "heldout"  # splits
+OVERLONG = ("drop", "shorten")
 
 
 class DatasetError(ValueError):
@@ -83,13 +84,13 @@ class TrainingData:
 
     sources: list[list[Example]]
     repeats: list[int]
-    dropped: Counter
+    left_out: Counter
 
     def describe(self) -> str:
         """One line for the log."""
         kept = " + ".join(f"{len(s):,} x{r}" for s, r in zip(self.sources, self.repeats, strict=True))
-        dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in self.dropped.items())
-        return f"{kept} examples{dropped}"
+        left_out = "".join(f", {count:,} {reason}" for reason, count in self.left_out.items())
+        return f"{kept} examples{left_out}"
 
 
 def training_conversations(path: str | Path, repeats: Mapping[str, int]) -> dict[str, list[Conversation]]:
@@ -106,28 +107,39 @@ def tokenise(
     repeats: Mapping[str, int],
     codec: TextCodec,
     max_length: int,
+    overlong: str = "drop",
 ) -> TrainingData:
-    """Tokenised examples of at most ``max_length`` tokens; longer ones are dropped whole, never cut.
+    """Tokenised examples of at most ``max_length`` tokens.
+
+    Args:
+      overlong: what becomes of longer ones: ``drop`` leaves them out, ``shorten`` leaves out the first blocks of their
+        reflection (``blocks.shorten``) and drops what is too long even so.
 
     Raises:
-      DatasetError: nothing is left, with how many were dropped and why.
+      DatasetError: unknown ``overlong``, or nothing is left, with how many were dropped and why.
     """
-    sources, used, dropped = [], [], Counter()
+    if overlong not in OVERLONG:
+        raise DatasetError(f"config.data.overlong is {overlong!r}; expected one of {', '.join(OVERLONG)}")
+    sources, used, left_out = [], [], Counter()
     for split, items in conversations.items():
         examples = encode(items, codec)
-        kept = [example for example in examples if len(example) <= max_length]
+        shortened = [shorten(example, max_length) for example in examples] if overlong == "shorten" else examples
+        kept = [example for example in shortened if example is not None and len(example) <= max_length]
+        changed = sum(len(new) < len(old) for old, new in zip(examples, shortened, strict=True) if new is not None)
+        if changed:
+            left_out[f"{split} shortened to {max_length} tokens"] = changed
         if len(kept) < len(examples):
-            dropped[f"{split} longer than {max_length} tokens"] = len(examples) - len(kept)
+            left_out[f"{split} dropped, longer than {max_length} tokens"] = len(examples) - len(kept)
         if kept:
             sources.append(kept)
             used.append(repeats[split])
     if not sources:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the splits are empty"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "the splits are empty"
         raise DatasetError(
             f"config.data.train: no example is left to train on ({reasons}); raise data.max_length "
             "or take another dataset"
         )
-    return TrainingData(sources, used, dropped)
+    return TrainingData(sources, used, left_out)
 
 
 def texts(conversations: Mapping[str, Sequence[Conversation]]) -> Iterator[str]:

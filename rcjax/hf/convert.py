@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,21 +24,27 @@ TOP = {
     ("head", "kernel"): "lm_head.weight",
 }
 LAYER = {
-    ("attention_norm", "scale"): "input_layernorm.weight",
     ("attention", "query", "kernel"): "self_attn.q_proj.weight",
-    ("attention", "key", "kernel"): "self_attn.k_proj.weight",
-    ("attention", "value", "kernel"): "self_attn.v_proj.weight",
-    ("attention", "output", "kernel"): "self_attn.o_proj.weight",
     ("attention", "query", "bias"): "self_attn.q_proj.bias",
+    ("attention", "key", "kernel"): "self_attn.k_proj.weight",
     ("attention", "key", "bias"): "self_attn.k_proj.bias",
+    ("attention", "value", "kernel"): "self_attn.v_proj.weight",
     ("attention", "value", "bias"): "self_attn.v_proj.bias",
+    ("attention", "output", "kernel"): "self_attn.o_proj.weight",
     ("attention", "output", "bias"): "self_attn.o_proj.bias",
-    ("mlp_norm", "scale"): "post_attention_layernorm.weight",
+    ("attention", "query_norm", "scale"): "self_attn.q_norm.weight",
+    ("attention", "key_norm", "scale"): "self_attn.k_norm.weight",
     ("mlp", "gate", "kernel"): "mlp.gate_proj.weight",
     ("mlp", "up", "kernel"): "mlp.up_proj.weight",
     ("mlp", "down", "kernel"): "mlp.down_proj.weight",
+    ("attention_norm", "scale"): "input_layernorm.weight",
+    ("mlp_norm", "scale"): "post_attention_layernorm.weight",
 }
 CONTRACTED = {("attention", "output", "kernel"): 2}
+TILE = 256  # entries a side; a tile of either array fits into a core's cache
+TABLES = (("embed", "embedding"), ("head", "kernel"))
+
+Range = tuple[int, int]  # [start, stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +56,8 @@ class TensorSpec:
       path: keys of the parameter dict.
       layer: index on axis 0 of a stacked parameter; None for one that is not stacked.
       inner_shape: of our tensor, without the layer axis.
+      padding: rows that our table has behind the vocabulary and the Hugging Face tensor has not (dimension 0 there,
+        the dimension of the vocabulary here).
     """
 
     name: str
@@ -57,16 +65,54 @@ class TensorSpec:
     path: tuple[str, ...]
     layer: int | None
     inner_shape: tuple[int, ...]
+    padding: int = 0
+
+    @property
+    def is_table(self) -> bool:
+        """Whether dimension 0 of the Hugging Face tensor is the vocabulary."""
+        return self.path in TABLES
+
+    @property
+    def num_inputs(self) -> int:
+        """How many leading dimensions of our kernel are inputs, that is columns of the Hugging Face matrix."""
+        return CONTRACTED.get(self.path[1:], 1) if self.path[-1] == "kernel" else 0
+
+    @property
+    def row_axes(self) -> tuple[int, ...]:
+        """Dimensions of ``inner_shape`` that make up the rows of the Hugging Face tensor."""
+        if self.path[-1] == "embedding":
+            return (0,)
+        return tuple(range(self.num_inputs, len(self.inner_shape)))
+
+    def hf_ranges(self, index: Sequence[Range]) -> tuple[list[Range], list[Range] | None]:
+        """Which part of the Hugging Face tensor a part of ours is.
+
+        Args:
+          index: [start, stop) on each dimension of ``inner_shape``.
+
+        Returns:
+          Ranges of its rows (from ``shape[0]`` on they are padding) and of its columns, in the order of
+          ``hf_view``; None for columns where it has one dimension.
+        """
+        rows = self.row_axes
+        columns = tuple(axis for axis in range(len(index)) if axis not in rows)
+        flat = [_flat_ranges([index[a] for a in axes], [self.inner_shape[a] for a in axes]) for axes in (rows, columns)]
+        return flat[0], flat[1] if len(self.shape) == 2 else None
+
+    def hf_view(self, tensor: np.ndarray) -> np.ndarray:
+        """A part of our tensor in the Hugging Face layout: a view, so that what is written there is written here."""
+        if len(self.shape) == 1:
+            return tensor.reshape(-1)
+        if self.path[-1] != "kernel":
+            return tensor
+        return tensor.reshape(math.prod(tensor.shape[: self.num_inputs]), -1).T
 
     def to_hf(self, tensor: np.ndarray) -> np.ndarray:
-        """Ours, without the layer axis, in the Hugging Face layout; contiguous."""
+        """Ours, without the layer axis, in the Hugging Face layout; contiguous, without the padding."""
+        rows, *rest = self.shape
         if self.path[-1] == "kernel":
-            tensor = tensor.reshape(self.shape[::-1]).T
-        return np.ascontiguousarray(tensor.reshape(self.shape))
-
-    def from_hf(self, tensor: np.ndarray) -> np.ndarray:
-        """The inverse of ``to_hf``."""
-        return (tensor.T if self.path[-1] == "kernel" else tensor).reshape(self.inner_shape)
+            tensor = tensor.reshape(*rest, rows + self.padding).T
+        return np.ascontiguousarray(tensor.reshape(rows + self.padding, *rest)[:rows])
 
 
 def tensor_specs(config: LlamaConfig) -> list[TensorSpec]:
@@ -75,14 +121,14 @@ def tensor_specs(config: LlamaConfig) -> list[TensorSpec]:
     A tied model has no ``lm_head.weight``.
     """
     shapes = abstract_params(config)
-    specs = [_spec(("embed", "embedding"), TOP["embed", "embedding"], shapes, None)]
+    specs = [_spec(config, ("embed", "embedding"), TOP["embed", "embedding"], shapes, None)]
     for layer in range(config.num_layers):
         for path, name in LAYER.items():
-            if _find(shapes["layers"], path) is not None:
-                specs.append(_spec(("layers", *path), f"model.layers.{layer}.{name}", shapes, layer))
-    specs.append(_spec(("norm", "scale"), TOP["norm", "scale"], shapes, None))
+            if find(shapes["layers"], path) is not None:
+                specs.append(_spec(config, ("layers", *path), f"model.layers.{layer}.{name}", shapes, layer))
+    specs.append(_spec(config, ("norm", "scale"), TOP["norm", "scale"], shapes, None))
     if not config.tie_embeddings:
-        specs.append(_spec(("head", "kernel"), TOP["head", "kernel"], shapes, None))
+        specs.append(_spec(config, ("head", "kernel"), TOP["head", "kernel"], shapes, None))
     return specs
 
 
@@ -94,33 +140,24 @@ def to_hf(config: LlamaConfig, params: Params, dtype: Any = None) -> Iterator[tu
       dtype: to convert to; None keeps it.
     """
     for spec in tensor_specs(config):
-        tensor = _find(params, spec.path)
+        tensor = find(params, spec.path)
         tensor = np.asarray(tensor if spec.layer is None else tensor[spec.layer])
         yield spec.name, spec.to_hf(tensor if dtype is None else tensor.astype(dtype))
 
 
-def from_hf(config: LlamaConfig, read: Callable[[str], np.ndarray], dtype: Any = None) -> Params:
-    """The parameter dict (numpy) from a function that gives the tensor of a name.
-
-    Args:
-      read: called once a tensor, in the order of ``tensor_specs``; shapes must be those of the specs.
-      dtype: to convert to; None takes that of the first tensor.
-    """
-    params: Params = {}
-    shapes = abstract_params(config)
-    for spec in tensor_specs(config):
-        tensor = spec.from_hf(read(spec.name))
-        dtype = tensor.dtype if dtype is None else dtype
-        node = params
-        for key in spec.path[:-1]:
-            node = node.setdefault(key, {})
-        if spec.path[-1] not in node:
-            node[spec.path[-1]] = np.empty(_find(shapes, spec.path).shape, dtype)
-        node[spec.path[-1]][... if spec.layer is None else spec.layer] = tensor
-    return params
+def _flat_ranges(index: Sequence[Range], shape: Sequence[int]) -> list[Range]:
+    """Ranges, in order, of the flattened dimensions that a box covers; side by side where it can be."""
+    ranges = [(0, 1)]
+    for (start, stop), size in zip(index, shape, strict=True):
+        if (start, stop) == (0, size):
+            ranges = [(first * size, last * size) for first, last in ranges]
+        else:
+            ranges = [(unit * size + start, unit * size + stop) for one in ranges for unit in range(*one)]
+    return ranges
 
 
-def _find(tree: Params, path: tuple[str, ...]) -> Any:
+def find(tree: Params, path: tuple[str, ...]) -> Any:
+    """The leaf at a path, None where there is none."""
     for key in path:
         tree = tree.get(key)
         if tree is None:
@@ -128,8 +165,15 @@ def _find(tree: Params, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def _spec(path: tuple[str, ...], name: str, shapes: Params, layer: int | None) -> TensorSpec:
-    inner = _find(shapes, path).shape
+def put(tree: Params, path: tuple[str, ...], leaf: Any) -> None:
+    """Sets the leaf at a path."""
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf
+
+
+def _spec(config: LlamaConfig, path: tuple[str, ...], name: str, shapes: Params, layer: int | None) -> TensorSpec:
+    inner = find(shapes, path).shape
     inner = inner if layer is None else inner[1:]
     shape = inner
     if path[-1] == "kernel":
@@ -137,4 +181,17 @@ def _spec(path: tuple[str, ...], name: str, shapes: Params, layer: int | None) -
         shape = (math.prod(inner[contracted:]), math.prod(inner[:contracted]))
     elif path[-1] == "bias":
         shape = (math.prod(inner),)
-    return TensorSpec(name, tuple(shape), path, layer, tuple(inner))
+    padding = config.table_size - config.vocab_size if path in TABLES else 0
+    shape = (shape[0] - padding, *shape[1:])
+    return TensorSpec(name, shape, path, layer, tuple(inner), padding)
+
+
+def copy_tiles(target: np.ndarray, source: np.ndarray) -> None:
+    """target[...] = source, converted; tile by tile, for one of the two may be turned over: five times as quick."""
+    if source.ndim < 2 or (source.flags.c_contiguous and target.flags.c_contiguous):
+        target[...] = source
+        return
+    for top in range(0, source.shape[0], TILE):
+        for left in range(0, source.shape[1], TILE):
+            tile = (slice(top, top + TILE), slice(left, left + TILE))
+            target[tile] = source[tile].astype(target.dtype)

@@ -17,11 +17,12 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
     left; after a kill only the hidden ``.<name>.partial`` is, which the next attempt clears away.
 
     Raises:
-      FileExistsError: ``path`` is a file.
+      FileExistsError: ``path``, or what should be a directory above it, is a file.
     """
     path = Path(os.path.abspath(path))
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file; name a directory to write or move the file away")
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    if not existing.is_dir():
+        raise FileExistsError(f"{existing} is a file; name a directory to write or move the file away")
     partial, old = path.parent / f".{path.name}.partial", path.parent / f".{path.name}.old"
     path.parent.mkdir(parents=True, exist_ok=True)
     if old.exists() and not path.exists():  # killed between the two renames: put the old one back
@@ -35,6 +36,8 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
             os.rename(path, old)
         os.rename(partial, path)
     except BaseException:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)

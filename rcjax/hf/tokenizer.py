@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from rcjax.blocks import ASSISTANT, BLOCK_MARKERS, END_OF_BLOCK, END_OF_MESSAGE,
 from rcjax.hf.directory import whole_directory
 
 if TYPE_CHECKING:  # transformers takes two seconds to import
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -131,6 +132,8 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None
     path = directory / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for key in ("auto_map", "is_local", "local_files_only"):  # of the place that it was loaded from
+        settings.pop(key, None)
     extra = settings.pop("extra_special_tokens", None)
     if isinstance(extra, list):
         settings["additional_special_tokens"] = extra
@@ -139,36 +142,58 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(directory: str | Path, rows: int | None = None) -> PreTrainedTokenizerFast:
     """Reads a tokenizer directory, of ours or of any fast tokenizer.
+
+    Args:
+      rows: of the table of the model that it belongs to. Tokens beyond it that settings name but ``tokenizer.json``
+        does not hold are left out: CodeLlama-Python has such, for infilling, which it can not do.
 
     Raises:
       TokenizerError: no ``tokenizer.json`` there, or it can not be read.
     """
     directory = Path(directory)
     if not (directory / "tokenizer.json").is_file():
+        slow = next((name for name in ("tokenizer.model", "vocab.json") if (directory / name).is_file()), None)
+        if slow:
+            raise TokenizerError(
+                f"{directory} holds {slow} but no tokenizer.json, the one form that is read; write it with "
+                f"transformers.AutoTokenizer.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r})"
+            )
         raise TokenizerError(
             f"{directory} holds no tokenizer.json; give the directory of a Hugging Face fast tokenizer"
         )
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     try:
-        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        held = Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:  # the tokenizers library raises bare Exception for a file that it can not parse
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TokenizerError(f"{directory}/tokenizer.json can not be read ({reason}); copy it again") from None
+    vocabulary = held.get_vocab()
+    if rows is None or len(tokenizer) <= rows or max(vocabulary.values()) >= rows:
+        return tokenizer
+    roles = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=held,
+        chat_template=tokenizer.chat_template,
+        clean_up_tokenization_spaces=False,
+        **{role: token for role, token in roles.items() if token in vocabulary},
+    )
 
 
 def codec(tokenizer: PreTrainedTokenizerFast) -> TextCodec:
     """The tokenizer as ``rcjax.blocks`` wants it; the tokenizer itself is left as it was.
 
-    Content is always encoded as plain text: a marker's spelling in it gives ordinary tokens.
+    Content is always encoded as plain text: a marker's spelling in it gives ordinary tokens. It gets the tokens that
+    the tokenizer gives it behind a marker, as in a rendered chat. What a tokenizer changes itself it changes here
+    too: Qwen's brings text into Unicode's NFC form, a sentencepiece one takes U+2581 for a space.
 
     Raises:
       TokenizerError: a block token, BOS or EOS is missing, or spelled markers can not be kept apart.
     """
-    from tokenizers import Tokenizer
-
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
     if missing:
@@ -176,11 +201,7 @@ def codec(tokenizer: PreTrainedTokenizerFast) -> TextCodec:
     for name in ("bos_token", "eos_token"):
         if getattr(tokenizer, name) is None:
             raise TokenizerError(f"the tokenizer has no {name}; set it in its tokenizer_config.json")
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.add_special_tokens(list(SPECIAL_TOKENS))  # where they were added as ordinary tokens
-    backend.encode_special_tokens = True
-    backend.no_padding()
-    backend.no_truncation()
+    backend = _content_backend(tokenizer)
     special_ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
     spelled = backend.encode("".join(SPECIAL_TOKENS), add_special_tokens=False).ids
     if set(spelled) & set(special_ids.values()):
@@ -189,16 +210,46 @@ def codec(tokenizer: PreTrainedTokenizerFast) -> TextCodec:
     def encode_batch(texts: Iterable[str]) -> list[list[int]]:
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def decode(ids: Iterable[int]) -> str:
+    def decode_first(ids: Iterable[int]) -> str:
         return backend.decode(list(ids), skip_special_tokens=False)
+
+    def decode_behind(ids: Iterable[int]) -> str:
+        # Behind a marker, since a sentencepiece decoder takes away the space that a text begins with.
+        return decode_first([special_ids[END_OF_BLOCK], *ids]).removeprefix(END_OF_BLOCK)
+
+    # Which of the two is the inverse depends on whether the tokenizer puts a space in front of what follows a marker.
+    # Where it does so only if none is there, neither is; then a text without one matters most.
+    probes = ("x", " x", "  x")
+    encoded = encode_batch(probes)
+
+    def restored(decode: Callable[[Iterable[int]], str]) -> list[bool]:
+        return [decode(ids) == probe for probe, ids in zip(probes, encoded, strict=True)]
 
     pad = tokenizer.pad_token_id
     return TextCodec(
         encode_batch=encode_batch,
-        decode=decode,
+        decode=max(decode_first, decode_behind, key=restored),
         special_ids=special_ids,
         bos_id=tokenizer.bos_token_id,
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.eos_token_id if pad is None else pad,
         vocab_size=max(vocabulary.values()) + 1,
     )
+
+
+def _content_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A tokenizer for the content of blocks: knows no special tokens, and takes no content for a text's beginning."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    pre = state["pre_tokenizer"] or {}
+    for part in (pre, *pre.get("pretokenizers", ())):
+        # A space goes in front of a text's beginning alone; content stands behind a marker.
+        if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first":
+            part["prepend_scheme"] = "never"
+    backend = Tokenizer.from_str(json.dumps(state))
+    backend.add_special_tokens(list(SPECIAL_TOKENS))  # where they were added as ordinary tokens
+    backend.encode_special_tokens = True
+    backend.no_padding()
+    backend.no_truncation()
+    return backend

@@ -54,21 +54,28 @@ def _project_backward(contracted, kept, gradient):
 project.defvjp(_project_forward, _project_backward)
 
 
-class RMSNorm(nnx.Module):
-    """Root mean square normalisation (Zhang & Sennrich 2019), computed in float32 or wider."""
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root mean square normalisation (Zhang & Sennrich 2019) over the last dimension: [..., D], [D] -> [..., D].
 
-    def __init__(self, config: LlamaConfig, *, dtype, param_dtype):
-        self.scale = nnx.Param(jnp.ones(config.hidden_size, param_dtype), logical_axes=(None,))
-        self.eps = config.rms_norm_eps
-        self.dtype = dtype
+    Computed in float32 or wider; the result has the dtype of ``x``.
+    """
+    precise = x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    variance = jnp.mean(jnp.square(precise), axis=-1, keepdims=True)
+    normed = precise * jax.lax.rsqrt(variance + eps)
+    # Rounded before the scale, as Llama does: the other order differs in bfloat16.
+    return normed.astype(x.dtype) * scale.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """``rms_norm`` over ``size`` values with a scale of its own."""
+
+    def __init__(self, size: int, eps: float, *, param_dtype):
+        self.scale = nnx.Param(jnp.ones(size, param_dtype), logical_axes=(None,))
+        self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
-        precise = x.astype(jnp.promote_types(jnp.float32, self.dtype))
-        variance = jnp.mean(jnp.square(precise), axis=-1, keepdims=True)
-        normed = precise * jax.lax.rsqrt(variance + self.eps)
-        # Rounded before the scale, as Llama does: the other order differs in bfloat16.
-        return normed.astype(self.dtype) * self.scale[...].astype(self.dtype)
+        return rms_norm(x, self.scale[...], self.eps)
 
 
 class Projection(nnx.Module):

@@ -3,9 +3,11 @@
 Outside of this package parameters are always the plain dict: layers stacked on axis 0, names as below. ``apply``
 puts them into the module again, which costs nothing at run time.
 
-    embed/embedding [V, D]
+    embed/embedding [V, D]                    V = config.table_size
     layers/attention_norm/scale [L, D]        layers/mlp_norm/scale [L, D]
     layers/attention/{query,key,value}/kernel [L, D, N or K, H]      layers/attention/output/kernel [L, N, H, D]
+    layers/attention/{query,key,value}/bias [L, N or K, H]           layers/attention/output/bias [L, D]
+    layers/attention/{query,key}_norm/scale [L, H]                   (biases and these where the config has them)
     layers/mlp/{gate,up}/kernel [L, D, F]     layers/mlp/down/kernel [L, F, D]
     norm/scale [D]
     head/kernel [D, V]                        (absent when tied)
@@ -22,7 +24,7 @@ from flax import nnx
 
 from rcjax.model.attention import PATHS, Attention, default_path
 from rcjax.model.config import LlamaConfig, ModelConfigError
-from rcjax.model.layers import INIT_STDDEV, MLP, Projection, RMSNorm
+from rcjax.model.layers import INIT_STDDEV, MLP, Projection, RMSNorm, rms_norm
 from rcjax.model.rope import rotation
 from rcjax.sharding import constrain
 
@@ -37,10 +39,10 @@ REMAT_POLICIES = {
 
 
 class Embedding(nnx.Module):
-    """Token table [V, D]."""
+    """Token table [V, D], V = ``config.table_size``."""
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
-        shape = (config.vocab_size, config.hidden_size)
+        shape = (config.table_size, config.hidden_size)
         table = INIT_STDDEV * jax.random.normal(rngs.params(), shape, param_dtype)
         self.embedding = nnx.Param(table, logical_axes=("vocab", "embed"))
         self.dtype = dtype
@@ -54,15 +56,22 @@ class Layer(nnx.Module):
     """Pre-norm transformer layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype, param_dtype, attention: str):
-        self.attention_norm = RMSNorm(config, dtype=dtype, param_dtype=param_dtype)
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, param_dtype=param_dtype)
         self.attention = Attention(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype, path=attention)
-        self.mlp_norm = RMSNorm(config, dtype=dtype, param_dtype=param_dtype)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, param_dtype=param_dtype)
         self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
-    def __call__(self, x: jax.Array, table: tuple[jax.Array, jax.Array], segment_ids: jax.Array) -> jax.Array:
-        """[B, S, D] -> [B, S, D]."""
+    def __call__(
+        self,
+        x: jax.Array,
+        table: tuple[jax.Array, jax.Array],
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        window: int | jax.Array | None,
+    ) -> jax.Array:
+        """[B, S, D], the rest as ``Attention.__call__`` -> [B, S, D]."""
         with jax.named_scope("attention"):
-            x = x + self.attention(self.attention_norm(x), table, segment_ids)
+            x = x + self.attention(self.attention_norm(x), table, positions, segment_ids, window)
             x = constrain(x, "batch", None, None)
         with jax.named_scope("mlp"):
             x = x + self.mlp(self.mlp_norm(x))
@@ -112,16 +121,17 @@ class Llama(nnx.Module):
             return Layer(config, rngs=rngs, attention=attention, **common)
 
         self.layers = make_layer(rngs)
-        self.norm = RMSNorm(config, **common)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, param_dtype=common["param_dtype"])
         if not config.tie_embeddings:
-            self.head = Projection((config.hidden_size, config.vocab_size), ("embed", "vocab"), rngs=rngs, **common)
+            self.head = Projection((config.hidden_size, config.table_size), ("embed", "vocab"), rngs=rngs, **common)
 
     def __call__(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
         """Final hidden states, after the last norm.
 
         Args:
           tokens: int32 [B, S].
-          positions: int32 [B, S], of the rotary embedding; they need not be contiguous.
+          positions: int32 [B, S], of the rotary embedding and of sliding windows: at least 0 and strictly rising
+            inside a segment, not necessarily by 1.
           segment_ids: int32 [B, S], 0 is padding, whose output means nothing.
 
         Returns:
@@ -132,17 +142,29 @@ class Llama(nnx.Module):
             table = rotation(self.config, positions, self.dtype)
         graph, stacked = nnx.split(self.layers)
 
-        def run(x, one_layer):
-            return nnx.merge(graph, one_layer)(x, table, segment_ids)
+        def run(x, one_layer, window):
+            return nnx.merge(graph, one_layer)(x, table, positions, segment_ids, window)
 
-        if self.remat != "none":
+        def with_window(window):
+            """One layer, (x, parameters) -> x."""
+            one = functools.partial(run, window=window)
+            if self.remat == "none":
+                return one
             # A scan keeps the compiler from merging the two computations, so the costly barrier can go there.
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers)
-        if self.scan_layers:
-            x, _ = jax.lax.scan(lambda x, one_layer: (run(x, one_layer), None), x, stacked)
+            return jax.checkpoint(one, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers)
+
+        windows = self.config.windows
+        if self.scan_layers and len(set(windows)) == 1:
+            one = with_window(windows[0])
+            x, _ = jax.lax.scan(lambda x, one_layer: (one(x, one_layer), None), x, stacked)
+        elif self.scan_layers:  # one compiled layer for all, so the window travels with the parameters
+            everything = jnp.iinfo(jnp.int32).max
+            numbers = jnp.array([everything if window is None else window for window in windows], jnp.int32)
+            x, _ = jax.lax.scan(lambda x, layer: (with_window(layer[1])(x, layer[0]), None), x, (stacked, numbers))
         else:
-            for index in range(self.config.num_layers):
-                x = run(x, jax.tree.map(lambda leaf, index=index: leaf[index], stacked))
+            kinds = {window: with_window(window) for window in windows}
+            for index, window in enumerate(windows):
+                x = kinds[window](x, jax.tree.map(lambda leaf, index=index: leaf[index], stacked))
         return self.norm(x)
 
     def head_kernel(self) -> jax.Array:
@@ -227,3 +249,72 @@ def apply(
 def head_kernel(config: LlamaConfig, params: Params) -> jax.Array:
     """Output projection [D, V] of a plain parameter dict."""
     return params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
+
+
+def embed_tokens(config: LlamaConfig, embedding: jax.Array, tokens: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """What the first layer gets. With ``apply_layer`` and ``final_logits`` a model runs layer by layer.
+
+    Args:
+      embedding: [V, D], the token table; rows of padding may be missing.
+      tokens: int32 [B, S].
+      dtype: of the computation.
+
+    Returns:
+      [B, S, D].
+    """
+    return jnp.take(embedding, tokens, axis=0).astype(dtype)
+
+
+def apply_layer(
+    config: LlamaConfig,
+    layer_params: Params,
+    window: int | None,
+    x: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    dtype=jnp.float32,
+    attention: str | None = None,
+) -> jax.Array:
+    """One layer; ``config`` and ``window`` are static under ``jax.jit``.
+
+    Args:
+      layer_params: one layer's part of the ``layers`` dict, without the leading axis.
+      window: ``config.windows`` of this layer.
+      x: [B, S, D].
+      positions, segment_ids: int32 [B, S], as ``Llama.__call__``.
+      dtype, attention: as ``apply``.
+
+    Returns:
+      [B, S, D].
+    """
+    graph, state = _abstract_layer(config, jnp.dtype(dtype), attention or default_path())
+    state = jax.tree.map(lambda leaf: leaf, state)  # the cached one must stay as it is
+    nnx.replace_by_pure_dict(state, layer_params)
+    table = rotation(config, positions, dtype)
+    return nnx.merge(graph, state)(x.astype(dtype), table, positions, segment_ids, window)
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_layer(config: LlamaConfig, dtype, attention: str):
+    return nnx.split(
+        nnx.eval_shape(
+            lambda: Layer(config, rngs=nnx.Rngs(params=0), dtype=dtype, param_dtype=jnp.float32, attention=attention)
+        )
+    )
+
+
+def final_logits(config: LlamaConfig, norm_scale: jax.Array, kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """Last norm and output projection, in float32 or wider.
+
+    Args:
+      norm_scale: [D], ``norm/scale``.
+      kernel: [D, V] of ``head_kernel``; columns of padding may be missing.
+      x: [B, S, D], what the last layer gave.
+
+    Returns:
+      [B, S, vocab_size].
+    """
+    precise = jnp.promote_types(jnp.float32, x.dtype)
+    kernel = kernel[:, : config.vocab_size].astype(x.dtype)
+    return jnp.matmul(rms_norm(x, norm_scale, config.rms_norm_eps), kernel, preferred_element_type=precise)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rcjax.blocks import BlockType, Example
@@ -16,15 +17,33 @@ from rcjax.checkpoint import Checkpoints
 from rcjax.curriculum import Curriculum, Rate
 from rcjax.data.loader import BatchSettings, StepBatch, StepSource, longest_views, step_batches
 from rcjax.model import LlamaConfig
-from rcjax.objective import make_objective
+from rcjax.objective import TABLES, Objective, make_objective
 from rcjax.packing import RowTooShortError
 from rcjax.progress import progress
 from rcjax.sharding import make_mesh, row_shards
 from rcjax.train.metrics import MetricsWriter
-from rcjax.train.state import TrainState, abstract_state, init_state, make_optimizer, state_shardings
+from rcjax.train.state import (
+    Average,
+    TrainState,
+    abstract_params,
+    abstract_state,
+    init_state,
+    make_optimizer,
+    param_shardings,
+    state_shardings,
+)
 from rcjax.train.step import LossSettings, Steps, make_steps
 
+TEACHERS = ("self", "frozen", "ema")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Another network that teaches: its shape, and how to lay its parameters out on a mesh."""
+
+    config: LlamaConfig
+    load: Callable[[Mesh], dict]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +56,31 @@ class TrainingRun:
     params: dict
 
 
-def make_curriculum(config: ConfigDict) -> Curriculum:
-    """The curriculum that ``config.curriculum`` describes."""
+def objective_of(config: ConfigDict) -> Objective:
+    """The objective that ``config.objective`` describes."""
+    names = ("name", "alpha", "ce_weight", "kd_weight", "divergence", "beta", "temperature", *TABLES)
+    return make_objective(**{name: config[name] for name in names})
+
+
+def average_of(config: ConfigDict) -> Average | None:
+    """The moving average that ``config.teacher`` asks for; None where another teacher is named."""
+    if config.name not in TEACHERS:
+        raise ValueError(f"config.teacher.name is {config.name!r}; expected one of {', '.join(TEACHERS)}")
+    if config.name != "ema":
+        return None
+    return Average(config.decay, config.every, config.bias_correction)
+
+
+def make_curriculum(config: ConfigDict, objective: Objective | None = None) -> Curriculum:
+    """The curriculum that ``config.curriculum`` describes, or that the objective brings along."""
     unknown = [name for name in config.block_order if name not in BlockType.__members__]
     if unknown:
         raise ValueError(f"config.curriculum.block_order: unknown block type {unknown[0]!r}; use TEXT, CODE, EXECUTION")
     order = tuple(BlockType[name] for name in config.block_order)
-    return Curriculum(config.name, order, Rate(**config.rate))
+    rate = Rate(**config.rate)
+    if objective is not None and objective.curriculum is not None:
+        return Curriculum(objective.curriculum, order, rate)
+    return Curriculum(config.name, order, rate, tuple(config.mixture))
 
 
 def total_steps(config: ConfigDict, examples_per_epoch: int) -> int:
@@ -59,7 +96,10 @@ def train(
     model_config: LlamaConfig,
     sources: Sequence[Sequence[Example]],
     repeats: Sequence[int],
+    *,
     title: str = "train",
+    load: Callable[[dict], dict] | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainingRun:
     """Trains to the last step, from the newest checkpoint in ``workdir`` if there is one.
 
@@ -68,20 +108,25 @@ def train(
       workdir: gets ``checkpoints/``, ``metrics.jsonl`` and TensorBoard events.
       sources: tokenised examples of each source.
       repeats: how often each source stands in an epoch.
+      load: reads the parameters to start from, given the sharding of each; None draws fresh ones.
+      teacher: another network that teaches, for ``config.teacher.name`` ``frozen``.
     """
     # ---- what to train on, on what, and how long
     mesh = make_mesh(config.mesh)
-    objective = make_objective(config.objective.name, config.objective.alpha)
+    objective = objective_of(config.objective)
+    if teacher is None and config.teacher.name == "frozen":
+        raise ValueError("config.teacher.name is 'frozen', but there is no teacher; name one with config.teacher.model")
     steps_in_all = total_steps(config, sum(len(s) * r for s, r in zip(sources, repeats, strict=True)))
     settings = BatchSettings(
         objective=objective,
-        curriculum=make_curriculum(config.curriculum),
+        curriculum=make_curriculum(config.curriculum, objective),
         total_steps=steps_in_all,
         batch_size=config.train.batch_size,
         row_length=config.packing.row_length,
         rows_per_microbatch=config.packing.rows_per_device * row_shards(mesh),
         normalisation=config.objective.normalisation,
         seed=config.seed,
+        own_teacher=config.teacher.name == "self",
     )
     longest = max(longest_views(source, objective) for source in sources)
     if longest > settings.row_length:
@@ -95,16 +140,17 @@ def train(
     if config.train.compute_dtype not in COMPUTE_DTYPES:
         raise ValueError(f"config.train.compute_dtype is {config.train.compute_dtype!r}; use one of {COMPUTE_DTYPES}")
     tx, schedule = make_optimizer(config.optimizer, steps_in_all)
-    shardings = state_shardings(model_config, tx, mesh)
+    average = average_of(config.teacher)
+    shardings = state_shardings(model_config, tx, mesh, ema=average is not None)
     loss_settings = LossSettings(
         model=model_config,
         objective=objective,
-        temperature=config.objective.temperature,
+        teacher=teacher.config if teacher else model_config if average else None,
         chunk=config.objective.chunk,
         compute_dtype=jnp.dtype(config.train.compute_dtype).type,
         remat=config.train.remat,
     )
-    steps = make_steps(loss_settings, tx, schedule, shardings, mesh)
+    steps = make_steps(loss_settings, tx, schedule, shardings, mesh, average)
 
     with jax.set_mesh(mesh):
         # ---- fresh start or resume
@@ -112,11 +158,15 @@ def train(
         done = checkpoints.latest()
         computed_tokens = 0
         if done is None:
-            state = init_state(model_config, tx, shardings, config.seed)
+            params = load(shardings.params) if load else None
+            state = init_state(model_config, tx, shardings, config.seed, params)
+            del params  # the state owns them: the first update gives their memory away
         else:
             state, data_state = checkpoints.restore(abstract_state(model_config, tx, shardings))
             batches.set_state(data_state["iterator"])
             computed_tokens = data_state["computed_tokens"]
+
+        teacher_params = teacher.load(mesh) if teacher else None
 
         # ---- the loop
         metrics = MetricsWriter(workdir, resume_step=done)
@@ -127,7 +177,7 @@ def train(
             clock = time.perf_counter()
             for step in range(first, steps_in_all):
                 batch: StepBatch = next(batches)
-                state, sums, on_device = run_step(steps, state, sums, batch)
+                state, sums, on_device = run_step(steps, state, sums, batch, teacher_params)
                 computed_tokens += int(batch.metrics["tokens"])
                 # The previous step's numbers are fetched while this one runs: no stall.
                 if pending is not None:
@@ -148,31 +198,41 @@ def train(
     return TrainingRun(steps_in_all, steps_in_all - first, computed_tokens, state.params)
 
 
-def restore_params(config: ConfigDict, workdir: Path, model_config: LlamaConfig) -> tuple[dict, int]:
-    """Parameters of the newest checkpoint in ``workdir``, laid out on the configured mesh, and its step.
+def restore_params(
+    config: ConfigDict, workdir: Path, model_config: LlamaConfig, step: int | None = None, weights: str = "student"
+) -> tuple[dict, int]:
+    """Parameters of a checkpoint in ``workdir``, laid out on the configured mesh, and its step.
+
+    The optimizer's state is not read.
+
+    Args:
+      step: of the checkpoint; None takes the newest.
+      weights: ``student``, or ``ema`` for their moving average.
 
     Raises:
-      FileNotFoundError: there is no checkpoint.
+      FileNotFoundError: there is no checkpoint, or none of ``step``.
     """
-    mesh = make_mesh(config.mesh)
-    tx, _ = make_optimizer(config.optimizer, 1)
-    abstract = abstract_state(model_config, tx, state_shardings(model_config, tx, mesh))
+    abstract = abstract_params(model_config, param_shardings(model_config, make_mesh(config.mesh)))
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
-        state, _ = checkpoints.restore(abstract)
-        return state.params, int(state.step)
+        return checkpoints.restore_params(abstract, step, field="ema" if weights == "ema" else "params")
     finally:
         checkpoints.close()
 
 
-def run_step(steps: Steps, state: TrainState, sums: dict, batch: StepBatch) -> tuple[TrainState, dict, dict]:
-    """One optimizer step over the microbatches of ``batch``; returns (state, zeroed sums, metrics on the device)."""
+def run_step(
+    steps: Steps, state: TrainState, sums: dict, batch: StepBatch, teacher_params: dict | None = None
+) -> tuple[TrainState, dict, dict]:
+    """One optimizer step over the microbatches of ``batch``; returns (state, zeroed sums, metrics on the device).
+
+    ``teacher_params``: of another network that teaches; None: the moving average, if the state keeps one.
+    """
+    teacher_params = state.ema if teacher_params is None else teacher_params
     for index in range(batch.microbatches):
         with jax.profiler.TraceAnnotation("place"):
-            microbatch = {
-                name: jax.device_put(array[index], steps.row_sharding) for name, array in batch.arrays.items()
-            }
-        sums = steps.accumulate(state.params, sums, microbatch)
+            arrays = batch.microbatch(index).items()
+            microbatch = {name: jax.device_put(array, steps.row_sharding) for name, array in arrays}
+        sums = steps.accumulate(state.params, sums, microbatch, teacher_params)
     return steps.update(state, sums)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -20,11 +22,49 @@ Params = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """One pytree: ``step`` int32 [], ``params`` nested dict of master weights, ``opt_state`` of optax."""
+    """One pytree: ``step`` int32 [], ``params`` nested dict of master weights, ``opt_state`` of optax.
+
+    ``ema``: a moving average of ``params`` (``Average``), or None.
+    """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+    ema: Params | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """Exponential moving average of parameters p, brought up to date behind every ``every``-th optimizer step.
+
+    The n-th update is ema += w (p - ema). Without correction w = 1 - decay, and the average starts from the
+    parameters of step 0, which it forgets slowly. With ``bias_correction`` w = (1 - decay) / (1 - decay**n): that is
+    the average started from 0 and divided by 1 - decay**n (Kingma & Ba 2015, arXiv 1412.6980, section 3), kept
+    divided, so that it can be used as it lies.
+
+    Attributes:
+      decay: from 0 (the newest parameters) to below 1.
+      every: optimizer steps between two updates.
+    """
+
+    decay: float = 0.999
+    every: int = 1
+    bias_correction: bool = True
+
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"config.teacher.decay is {self.decay}; expected at least 0 and below 1")
+        if self.every < 1:
+            raise ValueError(f"config.teacher.every is {self.every}; expected at least 1")
+
+    def update(self, ema: Params, params: Params, step: jax.Array) -> Params:
+        """The average after optimizer step ``step`` (from 1), which made ``params``."""
+        count = (step // self.every).astype(jnp.result_type(float))
+        weight = 1.0 - self.decay
+        if self.bias_correction:
+            weight = weight / (1.0 - self.decay ** jnp.maximum(count, 1))
+        weight = jnp.where(step % self.every == 0, weight, 0.0)
+        return jax.tree.map(lambda old, new: old + weight.astype(old.dtype) * (new - old), ema, params)
 
 
 def learning_rate_schedule(learning_rate: float, warmup_ratio: float, total_steps: int) -> optax.Schedule:
@@ -72,8 +112,8 @@ def decays(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: "scale" not in jax.tree_util.keystr(path[-1:]), params)
 
 
-def state_shardings(config: LlamaConfig, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Where each tensor of the state lives: a TrainState of NamedShardings.
+def param_shardings(config: LlamaConfig, mesh: Mesh) -> Params:
+    """Where each parameter lives: the parameter dict with a NamedSharding at each leaf.
 
     Raises:
       ValueError: the mesh does not divide a dimension (named), before anything is allocated.
@@ -85,9 +125,24 @@ def state_shardings(config: LlamaConfig, tx: optax.GradientTransformation, mesh:
         check_divides(mesh, shape.shape, spec, jax.tree_util.keystr(path, simple=True, separator="/"))
         return NamedSharding(mesh, spec)
 
-    params = jax.tree_util.tree_map_with_path(
+    return jax.tree_util.tree_map_with_path(
         place, shapes, llama.logical_axes(config), is_leaf=lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
     )
+
+
+def state_shardings(
+    config: LlamaConfig, tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False
+) -> TrainState:
+    """Where each tensor of the state lives: a TrainState of NamedShardings.
+
+    Args:
+      ema: the state keeps a moving average of the parameters, laid out as they are.
+
+    Raises:
+      ValueError: the mesh does not divide a dimension (named), before anything is allocated.
+    """
+    shapes = llama.abstract_params(config)
+    params = param_shardings(config, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     # Moments lie as their parameters do; counters are replicated.
     opt_state = optax.tree_utils.tree_map_params(
@@ -97,17 +152,39 @@ def state_shardings(config: LlamaConfig, tx: optax.GradientTransformation, mesh:
         params,
         transform_non_params=lambda _: replicated,
     )
-    return TrainState(step=replicated, params=params, opt_state=opt_state)
+    return TrainState(step=replicated, params=params, opt_state=opt_state, ema=params if ema else None)
 
 
-def init_state(config: LlamaConfig, tx: optax.GradientTransformation, shardings: TrainState, seed: int) -> TrainState:
-    """Fresh state, every tensor born where it lives."""
+def init_state(
+    config: LlamaConfig,
+    tx: optax.GradientTransformation,
+    shardings: TrainState,
+    seed: int,
+    params: Params | None = None,
+) -> TrainState:
+    """The state before the first step, every tensor born where it lives.
 
-    def init(key):
-        params = llama.init_params(config, key)
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+    Args:
+      params: imported ones, laid out as ``shardings`` says; None draws them from ``seed``.
+    """
+    if params is None:
+        init = functools.partial(llama.init_params, config)
+        params = jax.jit(init, out_shardings=shardings.params)(jax.random.key(seed))
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+    step = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)()
+    ema = None
+    if shardings.ema is not None:  # a copy: the first update gives the buffers of both away
+        ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
+    return TrainState(step=step, params=params, opt_state=opt_state, ema=ema)
 
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+
+def abstract_params(config: LlamaConfig, shardings: Params) -> Params:
+    """Shapes, dtypes and shardings of the parameters alone."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        llama.abstract_params(config),
+        shardings,
+    )
 
 
 def abstract_state(config: LlamaConfig, tx: optax.GradientTransformation, shardings: TrainState) -> TrainState:
@@ -115,7 +192,8 @@ def abstract_state(config: LlamaConfig, tx: optax.GradientTransformation, shardi
 
     def init():
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), llama.abstract_params(config))
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+        ema = None if shardings.ema is None else params
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), ema=ema)
 
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

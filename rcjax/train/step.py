@@ -20,51 +20,81 @@ from rcjax.losses import vocabulary_loss
 from rcjax.model import LlamaConfig
 from rcjax.objective import Objective
 from rcjax.sharding import partition_spec
-from rcjax.train.state import TrainState
+from rcjax.train.state import Average, TrainState
 
 Microbatch = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    """What the loss needs besides parameters and data; static under jit."""
+    """What the loss needs besides parameters and data; static under jit.
+
+    Attributes:
+      teacher: shape of a teacher that is another network; its vocabulary is the model's.
+    """
 
     model: LlamaConfig
     objective: Objective
-    temperature: float = 1.0
+    teacher: LlamaConfig | None = None
     chunk: int = 64
     compute_dtype: Any = jnp.float32
     remat: str = "none"
+    # None takes what is quicker on the backend; state both to compile for another backend than one's own.
+    scan_layers: bool | None = None
+    attention: str | None = None
 
 
-def loss_fn(params, microbatch: Microbatch, settings: LossSettings) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss_fn(
+    params, microbatch: Microbatch, settings: LossSettings, teacher_params=None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of one microbatch: one forward pass over packed teacher and student views, then the vocabulary loss.
 
     Args:
       params: nested dict of master weights.
       microbatch: arrays [M, S] and [M, K] of ``packing.assemble``.
+      teacher_params: of ``settings.teacher``, of any dtype; it reads the microbatch's ``teacher_tokens``, if there are
+        any, in a pass of its own that keeps nothing for a backward pass.
 
     Returns:
       This microbatch's share of the step's loss, and its parts ``ce`` and ``kl``.
     """
-    hidden = llama.apply(
-        settings.model,
-        params,
-        microbatch["tokens"],
-        microbatch["positions"],
-        microbatch["segment_ids"],
-        dtype=settings.compute_dtype,
-        remat=settings.remat,
-    )  # [M, S, D]
+    hidden = _states(settings.model, params, microbatch, "", settings, settings.remat)  # [M, S, D]
     head = llama.head_kernel(settings.model, params).astype(settings.compute_dtype)  # [D, V]
+    teacher = None
+    if "teacher_tokens" in microbatch:
+        with jax.named_scope("teacher"):
+            fixed = jax.lax.stop_gradient(teacher_params)
+            states = _states(settings.teacher, fixed, microbatch, "teacher_", settings, "none")  # [M, T, D']
+            teacher = states, llama.head_kernel(settings.teacher, fixed).astype(settings.compute_dtype)
+    objective = settings.objective
     return vocabulary_loss(
         hidden,
         head,
         microbatch,
-        ce_weight=settings.objective.ce_weight,
-        kd_weight=settings.objective.kd_weight,
-        temperature=settings.temperature,
+        ce_weight=objective.ce_weight,
+        kd_weight=objective.kd_weight,
+        divergence=objective.divergence,
+        temperature=objective.temperature,
+        beta=objective.beta,
         chunk=settings.chunk,
+        vocab_size=settings.model.vocab_size,
+        teacher=teacher,
+    )
+
+
+def _states(
+    config: LlamaConfig, params, microbatch: Microbatch, prefix: str, settings: LossSettings, remat: str
+) -> jax.Array:
+    """Final hidden states [M, S, D] of the rows whose arrays bear ``prefix``."""
+    rows = (microbatch[prefix + name] for name in ("tokens", "positions", "segment_ids"))
+    return llama.apply(
+        config,
+        params,
+        *rows,
+        dtype=settings.compute_dtype,
+        remat=remat,
+        scan_layers=settings.scan_layers,
+        attention=settings.attention,
     )
 
 
@@ -72,8 +102,9 @@ def loss_fn(params, microbatch: Microbatch, settings: LossSettings) -> tuple[jax
 class Steps:
     """The compiled programs of training.
 
-    ``zeros() -> sums``, ``accumulate(params, sums, microbatch) -> sums`` and
-    ``update(state, sums) -> (state, zeroed sums, metrics)``; states and sums are donated.
+    ``zeros() -> sums``, ``accumulate(params, sums, microbatch, teacher_params) -> sums`` and
+    ``update(state, sums) -> (state, zeroed sums, metrics)``; states and sums are donated. ``teacher_params`` is None
+    where the network teaches itself.
     """
 
     zeros: Callable
@@ -88,8 +119,9 @@ def make_steps(
     schedule: optax.Schedule,
     shardings: TrainState,
     mesh: Mesh,
+    average: Average | None = None,
 ) -> Steps:
-    """Compiles (lazily) the step for a mesh."""
+    """Compiles (lazily) the step for a mesh; ``average`` keeps ``state.ema`` up."""
     replicated = NamedSharding(mesh, PartitionSpec())
     sums_sharding = {"grads": shardings.params, "loss": replicated, "ce": replicated, "kl": replicated}
     shapes = llama.abstract_params(settings.model)
@@ -99,8 +131,9 @@ def make_steps(
         grads = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return {"grads": grads, "loss": scalar, "ce": scalar, "kl": scalar}
 
-    def accumulate(params, sums, microbatch):
-        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, microbatch, settings)
+    def accumulate(params, sums, microbatch, teacher_params=None):
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, parts), grads = gradient(params, microbatch, settings, teacher_params)
         with jax.named_scope("accumulate"):
             return jax.tree.map(jnp.add, sums, {"grads": grads, "loss": loss, **parts})
 
@@ -115,7 +148,8 @@ def make_steps(
             "learning_rate": schedule(state.step),
             "grad_norm": optax.global_norm(sums["grads"]),
         }
-        state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+        ema = state.ema if average is None else average.update(state.ema, params, state.step + 1)
+        state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
         return state, jax.tree.map(jnp.zeros_like, sums), metrics
 
     return Steps(

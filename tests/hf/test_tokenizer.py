@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcjax import blocks
+from rcjax.blocks import SPECIAL_TOKENS
 from rcjax.hf.tokenizer import TokenizerError, codec, load_tokenizer, save_tokenizer, train_tokenizer
 
 TEXTS = [
@@ -138,3 +139,18 @@ def test_golden_samples_encode_to_the_golden_ids(golden):
 def test_a_tokenizer_without_block_tokens_is_refused(golden):
     with pytest.raises(TokenizerError, match=r"has no token <\|user\|>"):
         codec(load_tokenizer(golden / "base_llama"))
+
+
+def test_tokens_without_rows_that_only_the_settings_name_are_left_out(tmp_path):
+    """CodeLlama-Python's settings name tokens for infilling that neither its tokenizer.json nor its table has."""
+    whole = train_tokenizer(["def f(x):\n    return x"], 300)
+    save_tokenizer(whole, tmp_path / "t")
+    path = tmp_path / "t" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"additional_special_tokens": ["<PRE>", "<SUF>", *SPECIAL_TOKENS]}))
+    rows = len(whole)
+    assert len(load_tokenizer(tmp_path / "t")) == rows + 2
+    plain = load_tokenizer(tmp_path / "t", rows)
+    assert plain.get_vocab() == whole.get_vocab()
+    assert (plain.bos_token, plain.eos_token, plain.pad_token) == (whole.bos_token, whole.eos_token, whole.pad_token)
+    assert len(load_tokenizer(tmp_path / "t", rows + 2)) == rows + 2  # a table that has rows for them

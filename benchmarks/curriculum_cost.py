@@ -1,0 +1,159 @@
+"""What each curriculum costs to compute, on data of the published shape, and how fast views and rows are made.
+
+    python -m benchmarks.curriculum_cost [--examples=512] [--steps=50] [--plot=docs/curricula.svg]
+
+For each curriculum, averaged over a whole training: the student's tokens as a share of the teacher's, and the row slots
+of both views, padding included, as a share of what two full views cost. Then the tokens a second that one core turns
+from examples into packed microbatches. With ``--plot`` also a picture of how much of each block type the student still
+sees at each step, made with the same function that training calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rcjax.blocks import SPECIAL_TOKENS, Block, BlockType, Conversation, Example, Message, TextCodec, encode
+from rcjax.curriculum import CURRICULA, Curriculum, mask_rate, visible
+from rcjax.data.loader import BatchSettings, StepSource
+from rcjax.evaluation.charts import Panel, Series, line_chart
+from rcjax.objective import make_objective
+from rcjax.views import blocks_of_reflection
+
+ROW = 8192
+BATCH = 512
+SHOWN = ("block", "sequential_block", "random_block", "sequential_token", "random_token", "all")
+COLOURS = ("#2560c6", "#cf5c14", "#0f7d69")
+STYLE = (
+    "<style>svg{background:#fff;font:12px sans-serif}.line{fill:none;stroke-width:2}.grid{stroke:#e4e7ec}"
+    ".axis{stroke:#98a2b3}.tick{fill:#5b6472;font-size:11px}.panel-title{font-weight:600}"
+    + "".join(f".line.s{slot}{{stroke:{colour}}}" for slot, colour in enumerate(COLOURS, 1))
+    + "</style>"
+)
+
+
+def published_shape(count: int, seed: int = 0) -> list[Example]:
+    """Reflection examples of 600 to 4,000 tokens, about 70 % of them in the reflection part.
+
+    One to three rounds of thoughts, an attempt and its feedback; instructions take about 10 % of an example and the
+    answer about 20 %.
+    """
+    rng = np.random.default_rng(seed)
+    letters = {text: 3 + number for number, text in enumerate(SPECIAL_TOKENS)}
+    codec = TextCodec(
+        lambda texts: [[20] * len(text) for text in texts],
+        lambda ids: "",
+        letters,
+        bos_id=0,
+        eos_id=1,
+        pad_id=2,
+        vocab_size=32,
+    )
+
+    def block(kind: BlockType, tokens: float) -> Block:
+        return Block(kind, "x" * max(1, round(tokens)))
+
+    conversations = []
+    for number in range(count):
+        whole = float(np.clip(rng.lognormal(np.log(1500), 0.45), 600, 3900))
+        rounds = int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
+        blocks = []
+        for _ in range(rounds + 1):  # the last attempt is the one that passes
+            part = 0.7 * whole / (rounds + 1)
+            blocks += [block(BlockType.TEXT, 0.35 * part), block(BlockType.CODE, 0.45 * part)]
+            blocks += [block(BlockType.EXECUTION, 0.2 * part)]
+        messages = (
+            Message("user", (block(BlockType.TEXT, 0.07 * whole),)),
+            Message("assistant", tuple(blocks)),
+            Message("user", (block(BlockType.TEXT, 0.03 * whole),)),
+            Message("assistant", (block(BlockType.TEXT, 0.05 * whole), block(BlockType.CODE, 0.15 * whole))),
+        )
+        conversations.append(Conversation(str(number), "reflection", messages))
+    return encode(conversations, codec)
+
+
+def cost(examples: Sequence[Example], name: str, steps: int) -> tuple[float, float, float]:
+    """(student / teacher tokens, slots / two full views, share of row slots in use) over a whole training."""
+    settings = BatchSettings(make_objective("reference"), Curriculum(name), steps, BATCH, ROW, 1, "example", 0)
+    source = StepSource([examples], [1], settings)
+    student = teacher = slots = used = 0.0
+    for step in range(steps):
+        batch = source[step]
+        student += batch.metrics["visible_tokens_per_example"]
+        teacher += batch.metrics["teacher_tokens_per_example"]
+        slots += batch.arrays["tokens"].size
+        used += batch.metrics["tokens"]
+    return student / teacher, slots / (2 * BATCH * teacher), used / slots
+
+
+def visible_shares(example: Example, name: str, steps: int) -> list[Series]:
+    """Visible share of each block type of one example at each optimizer step."""
+    types, lengths = blocks_of_reflection(example)
+    of_token = np.repeat(types, lengths)
+    curriculum = Curriculum(name)
+    shares: dict[BlockType, list[tuple[float, float]]] = {kind: [] for kind in list(BlockType)[1:]}
+    for step in range(steps):
+        rate = mask_rate(step, steps, curriculum.rate)
+        draws = [visible(curriculum, types, lengths, rate, np.random.default_rng([step, k])) for k in range(64)]
+        mask = np.mean(draws, axis=0)
+        for kind, points in shares.items():
+            points.append((step + 1, float(mask[of_token == kind].mean())))
+    return [Series(kind.name, points, slot) for slot, (kind, points) in enumerate(shares.items(), 1)]
+
+
+def plot(example: Example, path: Path, steps: int = 100) -> None:
+    """Writes the picture of all curricula."""
+    panels = [
+        Panel(f"{name}: visible share by block type", visible_shares(example, name, steps), top=1.0, height=84)
+        for name in SHOWN
+    ]
+    drawing = re.sub(r' data-chart="[^"]*"', "", line_chart(panels))
+    names = zip(list(BlockType)[1:], COLOURS, strict=True)
+    legend = "  ".join(f'<tspan fill="{colour}">{kind.name}</tspan>' for kind, colour in names)
+    legend = f'<text x="608" y="15" text-anchor="end" font-weight="600" xml:space="preserve">{legend}</text>'
+    drawing = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="620" ', 1)
+    drawing = drawing.replace(">", ">" + STYLE + legend, 1)
+    path.write_text(drawing + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=1024, help="distinct examples (default 1024)")
+    parser.add_argument("--steps", type=int, default=50, help=f"optimizer steps of {BATCH} examples (default 50)")
+    parser.add_argument("--plot", type=Path, help="SVG file to write the picture of the curricula to")
+    flags = parser.parse_args()
+    examples = published_shape(flags.examples)
+    tokens = np.array([len(example) for example in examples])
+    share = np.array([example.reflection[1] - example.reflection[0] for example in examples]) / tokens
+    print(f"{len(examples)} examples of {tokens.min()} to {tokens.max()} tokens, mean {tokens.mean():.0f}; ", end="")
+    print(f"{share.mean():.0%} of them in the reflection part; rows of {ROW} slots, {BATCH} examples a step\n")
+    print(f"{'curriculum':<18}{'student / teacher':>18}{'slots / two full views':>24}{'row use':>10}")
+    for name in CURRICULA:
+        student, both, use = cost(examples, name, flags.steps)
+        print(f"{name:<18}{student:>18.3f}{both:>24.3f}{use:>10.1%}")
+    settings = BatchSettings(make_objective("reference"), Curriculum("block"), 10, BATCH, ROW, 1, "example", 0)
+    source = StepSource([examples], [1], settings)
+    source[0]
+    seconds = []
+    for step in range(1, 8):
+        started = time.process_time()
+        batch = source[step]
+        seconds.append((time.process_time() - started) / batch.metrics["tokens"])
+    print(
+        f"\nviews and rows: {1 / np.median(seconds):,.0f} tokens a second of one core (median of {len(seconds)} steps)"
+    )
+    if flags.plot:
+        plot(examples[0], flags.plot)
+        print(f"{flags.plot} written")
+
+
+if __name__ == "__main__":
+    main()
