@@ -14,6 +14,9 @@ Modes (--mode=NAME):
              before it gets its name.
   generate   a prompt or a file in, code out: --prompt="Write ..." or --prompt_file=FILE (one prompt a line), from
              --model=DIR_OR_HUB_ID (an export) or --workdir=W (its export).
+  ablate     many runs of one config, each with a little changed, several seeds of each, and a table of what came of
+             them: --config=configs/ablations.py:tiny --workdir=W [--seeds=5] [--rows=paper,curricula,ROW]. Started in
+             several shells at once, each takes runs that no other is at.
   inspect    what a checkpoint is, --model=DIR_OR_HUB_ID: family, parameters, memory, vocabulary, rope, the config that
              fits, and what would be refused.
 
@@ -36,7 +39,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("pipeline", "train", "evaluate", "export", "generate", "inspect")
+MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "inspect")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config file, e.g. configs/tiny.py; fields are overridden by --config.FIELD=VALUE."
@@ -60,6 +63,10 @@ MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or Hub id for
 PROMPT = flags.DEFINE_string("prompt", None, "A task in words, for --mode=generate.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "File with one task a line, for --mode=generate.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest generation of --mode=generate.", lower_bound=1)
+
+
+ROWS = flags.DEFINE_list("rows", ["paper"], "Groups of rows and rows that --mode=ablate runs; see the config file.")
+SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each row of --mode=ablate.", lower_bound=1)
 
 
 class UsageError(ValueError):
@@ -97,12 +104,24 @@ def run() -> None:
         (DTYPE, "export"),
         (MAX_SHARD_SIZE, "export"),
         (OUTPUT, "export"),
+        (ROWS, "ablate"),
+        (SEEDS, "ablate"),
     ):
         if flags.FLAGS[flag.name].present and MODE.value != needed:
             raise UsageError(f"--{flag.name} belongs to --mode={needed}, not to --mode={MODE.value}")
     config = CONFIG.value or stored_config(WORKDIR.value)
     if MODE.value in ("evaluate", "export") and not os.path.isdir(os.path.join(WORKDIR.value, "checkpoints")):
         raise UsageError(f"--workdir={WORKDIR.value} holds no checkpoint; train first or name another")
+    if ("rows" in config) != (MODE.value == "ablate"):
+        raise UsageError(
+            f"--mode={MODE.value} does not go with this config: --mode=ablate takes configs/ablations.py:BASE, the "
+            "other modes any other config, e.g. configs/ablations.py:BASE/ROW"
+        )
+    if MODE.value == "ablate":
+        from rcjax.ablation import ablate, print_table
+
+        print_table(ablate(config, WORKDIR.value, ROWS.value, SEEDS.value))
+        return
     from rcjax.pipeline import Pipeline, open_workdir
     from rcjax.progress import say
 
@@ -180,7 +199,11 @@ def parse_flags(argv: list[str]) -> list[str]:
             print(f"UsageError: --config={path}: there is no such file", file=sys.stderr)
             sys.exit(2)
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        # A config file that raises arrives as a traceback: its last line says what is wrong.
+        print(f"UsageError: {str(error).strip().splitlines()[-1].strip()}; see --help", file=sys.stderr)
+        sys.exit(2)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         print(f"UsageError: {_config_complaint(argv, error)}", file=sys.stderr)
         sys.exit(2)

@@ -11,7 +11,6 @@ sees at each step, made with the same function that training calls.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -24,20 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rcjax.blocks import SPECIAL_TOKENS, Block, BlockType, Conversation, Example, Message, TextCodec, encode
 from rcjax.curriculum import CURRICULA, Curriculum, mask_rate, visible
 from rcjax.data.loader import BatchSettings, StepSource
-from rcjax.evaluation.charts import Panel, Series, line_chart
+from rcjax.evaluation.charts import COLOURS, Panel, Series, line_chart, standalone
 from rcjax.objective import make_objective
 from rcjax.views import blocks_of_reflection
 
 ROW = 8192
 BATCH = 512
 SHOWN = ("block", "sequential_block", "random_block", "sequential_token", "random_token", "all")
-COLOURS = ("#2560c6", "#cf5c14", "#0f7d69")
-STYLE = (
-    "<style>svg{background:#fff;font:12px sans-serif}.line{fill:none;stroke-width:2}.grid{stroke:#e4e7ec}"
-    ".axis{stroke:#98a2b3}.tick{fill:#5b6472;font-size:11px}.panel-title{font-weight:600}"
-    + "".join(f".line.s{slot}{{stroke:{colour}}}" for slot, colour in enumerate(COLOURS, 1))
-    + "</style>"
-)
 
 
 def published_shape(count: int, seed: int = 0) -> list[Example]:
@@ -115,13 +107,10 @@ def plot(example: Example, path: Path, steps: int = 100) -> None:
         Panel(f"{name}: visible share by block type", visible_shares(example, name, steps), top=1.0, height=84)
         for name in SHOWN
     ]
-    drawing = re.sub(r' data-chart="[^"]*"', "", line_chart(panels))
     names = zip(list(BlockType)[1:], COLOURS, strict=True)
     legend = "  ".join(f'<tspan fill="{colour}">{kind.name}</tspan>' for kind, colour in names)
     legend = f'<text x="608" y="15" text-anchor="end" font-weight="600" xml:space="preserve">{legend}</text>'
-    drawing = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="620" ', 1)
-    drawing = drawing.replace(">", ">" + STYLE + legend, 1)
-    path.write_text(drawing + "\n", encoding="utf-8")
+    path.write_text(standalone(line_chart(panels), legend), encoding="utf-8")
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
             heldout="",  # dataset directory whose `heldout` split is evaluated; empty: that of `train`
             instruction_repeats=1,  # how often each split stands in an epoch; 0 leaves it out
             reflection_repeats=2,
+            sources=(),  # traces of these sources alone (`source` of the records, docs/data.md); empty: of all
             max_length=4096,  # tokens of an example with BOS and EOS
             overlong="drop",  # longer ones are dropped, or `shorten`ed by the first blocks of the reflection
             prefetch=2,  # optimizer steps packed ahead of the one that runs
@@ -36,6 +37,7 @@ def get_config() -> ConfigDict:
             instruction_share=0.5,  # share of the other tasks that become instruction examples
             reflection_share=0.6,  # and reflection traces; the shares may overlap
             phrasings=1,  # instruction examples a task, each phrased otherwise
+            teacher="bugs",  # who makes the faults: bugs, omissions, slips; several, "omissions,slips", in turn
             rounds=3,  # most failed attempts in one trace
             shown_tests=2,  # most asserts behind an attempt; the final code is run on all of them
         )
@@ -149,6 +151,7 @@ def get_config() -> ConfigDict:
             compute_dtype="float32",
             remat="none",  # none, dots, full: what the backward pass computes again
             log_every=10,  # steps between two lines of metrics
+            profile_steps=0,  # optimizer steps whose XLA profile is kept in WORKDIR/profile (TensorBoard, xprof)
         )
     )
     config.checkpoint = ConfigDict(

@@ -50,7 +50,13 @@ def parser() -> argparse.ArgumentParser:
         "default: jsonl for a file",
     )
     add("--output", required=True, metavar="DIR", help="directory to make; it must not hold another build")
-    add("--teacher", default="bugs", help="who writes attempts: bugs (faults put into the reference; the default)")
+    add(
+        "--teacher",
+        default="bugs",
+        metavar="NAME,..",
+        help="who writes attempts: bugs (faults put into the reference; the default), omissions (faults that leave "
+        "something out), slips (the other faults); several take tasks in turn",
+    )
     add("--count", type=int, default=7000, help="families only: number of distinct tasks (default 7000)")
     add("--families", metavar="NAME,..", help="families only: which (default all)")
     add("--seed", type=int, default=0, help="decides splits, phrasings and faults (default 0)")

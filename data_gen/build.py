@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -32,7 +33,11 @@ from data_gen.templates import Templates, load_templates
 from rcjax.blocks import GENERATION, Block, BlockType, Conversation, Message
 from rcjax.progress import progress
 
-TEACHERS: dict[str, Callable[[Templates], Teacher]] = {"bugs": BugTeacher}
+TEACHERS: dict[str, Callable[[Templates], Teacher]] = {
+    "bugs": BugTeacher,
+    "omissions": functools.partial(BugTeacher, name="omissions", omissions=True),
+    "slips": functools.partial(BugTeacher, name="slips", omissions=False),
+}
 LIMITS = Limits(cpu_seconds=1.0, wall_seconds=20.0)
 INSTRUCTION, REFLECTION, HELDOUT = "instruction", "reflection", "heldout"  # splits
 STATISTICS = "statistics.json"
@@ -95,7 +100,7 @@ def read_statistics(directory: str | os.PathLike[str]) -> Statistics:
 class Setup:
     """What every worker needs."""
 
-    teacher: str
+    teachers: tuple[str, ...]
     templates: Templates
     limits: Limits
     seed: int
@@ -111,6 +116,7 @@ class Job:
     heldout: bool
     instructions: int  # examples, each of another phrasing
     traces: int
+    teacher: str
 
 
 @dataclasses.dataclass
@@ -129,9 +135,9 @@ class Done:
 @contextlib.contextmanager
 def worker(setup: Setup) -> Iterator[Callable[[Job], Done]]:
     """A function that does jobs in a sandbox of its own."""
-    teacher = TEACHERS[setup.teacher](setup.templates)
+    teachers = {name: TEACHERS[name](setup.templates) for name in setup.teachers}
     with Sandbox(1, setup.limits) as sandbox:
-        yield lambda job: work(job, setup, teacher, sandbox)
+        yield lambda job: work(job, setup, teachers[job.teacher], sandbox)
 
 
 def work(job: Job, setup: Setup, teacher: Teacher, sandbox: Sandbox) -> Done:
@@ -165,7 +171,7 @@ def work(job: Job, setup: Setup, teacher: Teacher, sandbox: Sandbox) -> Done:
         split, suffix = (HELDOUT, "h") if job.heldout else (INSTRUCTION, "i")
         turns = (Message("user", (asked,)), Message("assistant", (told,)))
         example = Conversation(f"{problem.id}#{suffix}{number}", GENERATION, turns)
-        done.records.append((split, _record(example, problem, asked.content, setup.teacher, 0)))
+        done.records.append((split, _record(example, problem, asked.content, job.teacher, 0)))
     ways: set[tuple[str, ...]] = set()
     for number in range(job.traces):
         draw = random.Random(f"{setup.seed}/{problem.id}/{number}")
@@ -183,7 +189,7 @@ def work(job: Job, setup: Setup, teacher: Teacher, sandbox: Sandbox) -> Done:
         for made in trace.rounds[:-1]:
             done.faults.update(made.attempt.faults[-1:])
         asked = example.messages[-2].blocks[0].content
-        done.records.append((REFLECTION, _record(example, problem, asked, setup.teacher, trace.failed)))
+        done.records.append((REFLECTION, _record(example, problem, asked, job.teacher, trace.failed)))
     return done
 
 
@@ -228,7 +234,7 @@ def build(
     Args:
       problems: what to build from; several may share a ``task``, which then stays in one split.
       output: directory to make. One that holds a finished build of the same settings is left as it is.
-      teacher: key of ``TEACHERS``.
+      teacher: key of ``TEACHERS``, or several, ``omissions,slips``, to which the traced tasks are dealt in turn.
       seed: decides the split, the phrasings and the teacher's draws.
       rounds: most failed attempts in a trace.
       traces_per_problem: reflection examples per problem that gets any.
@@ -267,8 +273,10 @@ def build(
         return _present(output, settings)
     clock = _Clock()
     statistics = Statistics(settings=settings)
-    jobs = plan(problems, statistics, heldout, instruction_share, reflection_share, phrasings, traces_per_problem, seed)
-    setup = Setup(teacher, templates, limits, seed, rounds, shown_tests)
+    teachers = tuple(teacher.split(","))
+    shares = (instruction_share, reflection_share)
+    jobs = plan(problems, statistics, heldout, *shares, phrasings, traces_per_problem, seed, teachers)
+    setup = Setup(teachers, templates, limits, seed, rounds, shown_tests)
     splits: dict[str, list[dict[str, Any]]] = {INSTRUCTION: [], REFLECTION: [], HELDOUT: []}
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("skipped", "attempts", "dropped", "faults")}
     executions = 0
@@ -313,8 +321,9 @@ def plan(
     phrasings: int,
     traces: int,
     seed: int,
+    teachers: tuple[str, ...],
 ) -> list[Job]:
-    """Splits tasks and decides what each problem becomes; problems that become nothing are left out.
+    """Splits tasks, decides what each problem becomes and with which teacher; those that become nothing are left out.
 
     Raises:
       BuildError: no problems, two of one id, or more held out than there are tasks.
@@ -333,14 +342,15 @@ def plan(
     asked = set(train[: round(instruction_share * len(train))])
     traced = set(train[len(train) - round(reflection_share * len(train)) :])
     held = set(tasks[:kept])
+    dealt = {task: teachers[place % len(teachers)] for place, task in enumerate(tasks)}
     statistics.problems = {"read": len(problems), "tasks": len(tasks), "heldout tasks": kept}
     jobs = []
     for problem in problems:
         if problem.task in held:
-            jobs.append(Job(problem, True, 1, 0))
+            jobs.append(Job(problem, True, 1, 0, dealt[problem.task]))
         elif problem.task in asked or problem.task in traced:
             shares = (phrasings if problem.task in asked else 0, traces if problem.task in traced else 0)
-            jobs.append(Job(problem, False, *shares))
+            jobs.append(Job(problem, False, *shares, dealt[problem.task]))
     return jobs
 
 
@@ -386,8 +396,9 @@ def _present(output: Path, settings: dict[str, Any]) -> Statistics:
 
 
 def _check(settings: dict[str, Any]) -> None:
-    if settings["teacher"] not in TEACHERS:
-        raise BuildError(f"teacher {settings['teacher']!r} is unknown; there is {', '.join(TEACHERS)}")
+    for name in settings["teacher"].split(","):
+        if name not in TEACHERS:
+            raise BuildError(f"teacher {name!r} is unknown; there are {', '.join(TEACHERS)}")
     for name in ("rounds", "traces_per_problem", "phrasings", "shown_tests"):
         if settings[name] < 1:
             raise BuildError(f"{name} is {settings[name]}; it must be at least 1")

@@ -363,6 +363,12 @@ WEIGHTS: dict[str, float] = {
 }
 
 
+# Operators that leave something out; the others put something else in its place.
+OMISSIONS = frozenset(
+    ("missing call", "missing argument", "missing return", "missing step", "dropped condition", "dropped branch")
+)
+
+
 def _scope(tree: ast.AST) -> list[str]:
     """Parameters and names bound by statements, in order of appearance; those of comprehensions do not count, since
     they are unknown outside."""
@@ -448,13 +454,16 @@ def syntax_slips(code: str) -> list[Mutant]:
     return found
 
 
-def mutants(code: str, rng: random.Random, limit: int | None = None) -> Iterator[Mutant]:
+def mutants(
+    code: str, rng: random.Random, limit: int | None = None, operators: Callable[[str], bool] | None = None
+) -> Iterator[Mutant]:
     """Distinct mutants of ``code`` in random order, each with one fault; syntax slips are not among them.
 
     Args:
       code: code that parses, in the style of ``normalize``.
       rng: decides the order. Operators are drawn by ``WEIGHTS`` (1 where not named), then one of the operator's places.
       limit: stop after so many.
+      operators: whether an operator, by its name, takes part; None: all do.
 
     Raises:
       SyntaxError: the code does not parse.
@@ -462,7 +471,8 @@ def mutants(code: str, rng: random.Random, limit: int | None = None) -> Iterator
     tree = ast.parse(code)
     groups: dict[str, list[_Edit]] = {}
     for edit in _edits(tree):
-        groups.setdefault(edit.operator, []).append(edit)
+        if operators is None or operators(edit.operator):
+            groups.setdefault(edit.operator, []).append(edit)
     for edits in groups.values():
         rng.shuffle(edits)
     seen = {ast.unparse(tree) + "\n"}

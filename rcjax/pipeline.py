@@ -28,6 +28,10 @@ class WorkdirError(ValueError):
     """A working directory that belongs to another configuration, or that can not be written."""
 
 
+class WorkdirBusyError(WorkdirError):
+    """A working directory that another process is at work in."""
+
+
 # Fields that may change between two calls in the same workdir: they decide what is done, not what comes out of it.
 FREE_FIELDS = ("baseline",)
 EVALUATION_FILE = "evaluation.json"
@@ -37,10 +41,16 @@ CONFIG_FILE = "config.json"
 
 @dataclasses.dataclass
 class Workdir:
-    """Paths of one run. It is locked for this process as long as ``lock`` is open."""
+    """Paths of one run. It is locked for this process until it is closed."""
 
     path: Path
     lock: Any = None
+
+    def __enter__(self) -> Workdir:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.close()
 
     def __getattr__(self, name: str) -> Path:
         places = {
@@ -74,21 +84,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def open_workdir(path: str | Path, config: ConfigDict) -> Workdir:
+def open_workdir(path: str | Path, config: ConfigDict, wait: bool = False) -> Workdir:
     """Creates the directory, or checks that it was made with this configuration; removes what a killed run left aside.
 
+    Args:
+      wait: until no other process is at work in it.
+
     Raises:
-      WorkdirError: another configuration (names the first field that differs), another process at work in it, or
-        no permission.
+      WorkdirError: another configuration (names the first field that differs), or no permission.
+      WorkdirBusyError: another process is at work in it.
     """
     workdir = Workdir(Path(path).absolute())
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
         workdir.lock = open(workdir.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
         try:
-            fcntl.flock(workdir.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(workdir.lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise WorkdirError(f"workdir {path} is in use by another process; wait for it or name another") from None
+            workdir.lock.close()
+            complaint = f"workdir {path} is in use by another process; wait for it or name another"
+            raise WorkdirBusyError(complaint) from None
         for place in (workdir.path, workdir.baseline):
             for left in place.glob(".*.*"):  # stages write aside under such names
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -162,7 +177,7 @@ class Pipeline:
             build(
                 family_problems(build_config.problems, self.config.seed),
                 self.workdir.data,
-                teacher="bugs",
+                teacher=build_config.teacher,
                 seed=self.config.seed,
                 rounds=build_config.rounds,
                 heldout=build_config.heldout,
@@ -181,7 +196,7 @@ class Pipeline:
     @cached_property
     def conversations(self) -> dict[str, list]:
         """Training conversations by split."""
-        return records.training_conversations(self.train_directory, self.repeats)
+        return records.training_conversations(self.train_directory, self.repeats, self.config.data.sources)
 
     # ---- tokenizer
 

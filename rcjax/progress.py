@@ -26,7 +26,7 @@ class Bar:
         self._done += amount
         if self._rich is not None:
             self._rich.advance(self._task, amount)
-        elif time.monotonic() - self._last >= LINE_EVERY_SECONDS:
+        elif self._done != self._total and time.monotonic() - self._last >= LINE_EVERY_SECONDS:  # else: `finish`
             self._last = time.monotonic()
             self._print()
 

@@ -2,6 +2,10 @@
 
 Reflections are grounded: their first half says what the feedback showed (the values of the failing assertion, the
 exception), their second half names the fault that is taken out next.
+
+Three teachers of this kind, so that there are differently made sources to compare: ``bugs`` draws from all operators,
+``omissions`` leaves something out (a step, a call, a condition), ``slips`` puts something else in its place (an
+operator, a name, a bound) or does not parse.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import dataclasses
 import random
 import re
 
-from data_gen.mutations import Mutant, mutants, normalize, syntax_slips
+from data_gen.mutations import OMISSIONS, Mutant, mutants, normalize, syntax_slips
 from data_gen.problems import Problem
 from data_gen.sandbox import Outcome, Verdict
 from data_gen.teachers import Attempt
@@ -27,10 +31,14 @@ CHOICES = 12  # mutants that a draw chooses from
 
 @dataclasses.dataclass(frozen=True)
 class BugTeacher:
-    """See the module's text. ``templates`` gives the words around what was seen and what is mended."""
+    """See the module's text. ``templates`` gives the words around what was seen and what is mended.
+
+    ``omissions``: whether faults leave something out; None takes both kinds.
+    """
 
     templates: Templates
     name: str = "bugs"
+    omissions: bool | None = None
 
     def attempt(self, problem: Problem, rng: random.Random, rounds: int) -> Attempt | None:
         """The reference with one to ``rounds`` faults; None if it offers no place for a fault."""
@@ -42,7 +50,7 @@ class BugTeacher:
         steps: list[tuple[Mutant, str]] = []  # (fault, code without it)
         while len(steps) < depth:
             below = steps[-1][0].code if steps else code
-            slip = len(steps) == depth - 1 and rng.random() < SLIPS
+            slip = len(steps) == depth - 1 and rng.random() < SLIPS and not self.omissions
             mutant = self._draw(below, rng, slip)
             if mutant is None or mutant.code == code:
                 break
@@ -54,10 +62,13 @@ class BugTeacher:
     def _draw(self, code: str, rng: random.Random, slip: bool) -> Mutant | None:
         if slip and (slips := syntax_slips(code)):
             return rng.choice(slips)
-        for mutant in mutants(code, rng, limit=CHOICES):
+        for mutant in mutants(code, rng, limit=CHOICES, operators=self._makes):
             if mutant.terminates or rng.random() < ENDLESS:
                 return mutant
         return None
+
+    def _makes(self, operator: str) -> bool:
+        return self.omissions is None or (operator in OMISSIONS) == self.omissions
 
     def _attempt(self, text: str, code: str, steps: tuple[tuple[Mutant, str], ...]) -> Attempt:
         return Attempt(text, code, tuple(mutant.operator for mutant, _ in steps), steps)

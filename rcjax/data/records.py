@@ -93,13 +93,26 @@ class TrainingData:
         return f"{kept} examples{left_out}"
 
 
-def training_conversations(path: str | Path, repeats: Mapping[str, int]) -> dict[str, list[Conversation]]:
-    """Conversations of every split that ``repeats`` takes at least once."""
-    return {
-        split: [conversation(record, str(path)) for record in read_split(path, split)]
-        for split, count in repeats.items()
-        if count
-    }
+def training_conversations(
+    path: str | Path, repeats: Mapping[str, int], sources: Sequence[str] = ()
+) -> dict[str, list[Conversation]]:
+    """Conversations of every split that ``repeats`` takes at least once.
+
+    Args:
+      sources: of the reflection split only records of these; empty takes all.
+
+    Raises:
+      DatasetError: no record of one of ``sources``, with those that there are.
+    """
+    splits = {split: read_split(path, split) for split, count in repeats.items() if count}
+    if sources and REFLECTION in splits:
+        there = Counter(record["source"] for record in splits[REFLECTION])
+        for source in sources:
+            if not there[source]:
+                told = ", ".join(f"{name} ({count})" for name, count in there.items()) or "no traces at all"
+                raise DatasetError(f"config.data.sources names {source!r}, but {path} holds {told}")
+        splits[REFLECTION] = [record for record in splits[REFLECTION] if record["source"] in sources]
+    return {split: [conversation(record, str(path)) for record in found] for split, found in splits.items()}
 
 
 def tokenise(

@@ -1,6 +1,6 @@
-"""Line charts as SVG text, drawn with nothing but arithmetic.
+"""Charts as SVG text, drawn with nothing but arithmetic.
 
-A chart is a stack of panels over one shared horizontal axis. Colours and fonts come from the page's CSS (classes
+A line chart is a stack of panels over one shared horizontal axis. Colours and fonts come from the page's CSS (classes
 ``s1`` to ``s4``), so one drawing serves light, dark and paper. Beside the drawing each chart carries its numbers as
 a ``data-chart`` attribute, from which the page's script shows values under the pointer.
 """
@@ -11,6 +11,7 @@ import dataclasses
 import html
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,14 @@ MAX_POINTS = 400
 WIDTH = 620
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 24, 34
 _GAP = 20  # between the panels of a stack, besides the title line
+COLOURS = ("#2560c6", "#cf5c14", "#0f7d69")  # of slots 1 to 3 in a drawing that stands alone
+_STYLE = (
+    "<style>svg{background:#fff;font:12px sans-serif}.line{fill:none;stroke-width:2}.grid{stroke:#e4e7ec}"
+    ".axis{stroke:#98a2b3}.tick{fill:#5b6472;font-size:11px}.panel-title{font-weight:600}.value{fill:#9db8e8}"
+    f".interval{{stroke:{COLOURS[0]};stroke-width:3}}.thin{{stroke-width:1.5}}.mean{{fill:{COLOURS[0]}}}"
+    + "".join(f".line.s{slot}{{stroke:{colour}}}" for slot, colour in enumerate(COLOURS, 1))
+    + "</style>"
+)
 
 Point = tuple[float, float | None]
 
@@ -188,6 +197,86 @@ def line_chart(panels: Sequence[Panel], x_label: str = "optimizer step") -> str:
         f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}" '
         f'data-chart="{html.escape(json.dumps(data, separators=(",", ":")), quote=True)}">{"".join(parts)}</svg>'
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval (None: unknown) and, where they are to be seen, the values it was made of."""
+
+    label: str
+    mean: float
+    interval: tuple[float, float] | None
+    values: Sequence[float] = ()
+
+    @property
+    def extent(self) -> list[float]:
+        return [self.mean, *(self.interval or ()), *self.values]
+
+
+def interval_chart(estimates: Sequence[Estimate], x_label: str, line_height: int = 26) -> str:
+    """One line an estimate: its values as pale discs, mean and interval over them. An SVG document."""
+    left = 30 + 7 * max((len(estimate.label) for estimate in estimates), default=0)
+    bottom = _TOP + line_height * len(estimates)
+    scale, marks = _padded_scale([x for estimate in estimates for x in estimate.extent], left, WIDTH - _RIGHT, 6)
+    parts = []
+    for value in marks:
+        x = scale(value)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+        parts.append(_text(x, bottom + 15, number(value), "tick", "middle"))
+    for row, estimate in enumerate(estimates):
+        y = _TOP + line_height * (row + 0.5)
+        parts.append(_text(left - 12, y + 4, estimate.label, "name", "end"))
+        parts += [f'<circle class="value" cx="{scale(x):.1f}" cy="{y:.1f}" r="3"/>' for x in estimate.values]
+        if estimate.interval:
+            low, high = map(scale, estimate.interval)
+            parts.append(f'<line class="interval" x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<circle class="mean" cx="{scale(estimate.mean):.1f}" cy="{y:.1f}" r="4.5"/>')
+    parts.append(_text(WIDTH - _RIGHT, bottom + 30, x_label, "tick", "end"))
+    return standalone(f'<svg viewBox="0 0 {WIDTH} {bottom + 38}" role="img">{"".join(parts)}</svg>')
+
+
+def scatter_chart(points: Sequence[tuple[float, Estimate]], y_label: str, x_label: str, height: int = 300) -> str:
+    """Estimates as discs with their labels at (x, mean), intervals upright. An SVG document."""
+    bottom = _TOP + height
+    # Room for labels, which stand to the right of their discs or, in the right half, to the left.
+    x_scale, x_marks = _padded_scale([x for x, _ in points], _LEFT, WIDTH - _RIGHT, 6)
+    y_scale, y_marks = _padded_scale([y for _, estimate in points for y in estimate.extent], bottom, _TOP, 6)
+    parts = []
+    for value in y_marks:
+        y = y_scale(value)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(_LEFT - 7, y + 3.5, number(value), "tick", "end"))
+    for value in x_marks:
+        parts.append(_text(x_scale(value), bottom + 15, number(value), "tick", "middle"))
+    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+    label_y = 0.0
+    for x, estimate in sorted(points, key=lambda point: -point[1].mean):
+        at, y = x_scale(x), y_scale(estimate.mean)
+        if estimate.interval:
+            low, high = map(y_scale, estimate.interval)
+            parts.append(f'<line class="interval thin" x1="{at:.1f}" x2="{at:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+        parts.append(f'<circle class="mean" cx="{at:.1f}" cy="{y:.1f}" r="4.5"/>')
+        label_y = max(y + 4, label_y + 13)  # from the top down, no two on one another
+        right = at < (_LEFT + WIDTH) / 2
+        parts.append(_text(at + (9 if right else -9), label_y, estimate.label, "name", "start" if right else "end"))
+    parts.append(_text(_LEFT, _TOP - 9, y_label, "tick", "start"))
+    parts.append(_text(WIDTH - _RIGHT, bottom + 30, x_label, "tick", "end"))
+    return standalone(f'<svg viewBox="0 0 {WIDTH} {bottom + 38}" role="img">{"".join(parts)}</svg>')
+
+
+def standalone(drawing: str, inside: str = "") -> str:
+    """An ``<svg>`` element as a file of its own, with its style and ``inside`` put in first, without ``data-chart``."""
+    drawing = re.sub(r' data-chart="[^"]*"', "", drawing)
+    drawing = drawing.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" ', 1)
+    return drawing.replace(">", ">" + _STYLE + inside, 1) + "\n"
+
+
+def _padded_scale(values: Sequence[float], start: float, stop: float, count: int) -> tuple[_Scale, list[float]]:
+    """A scale with some room at both ends, and its ticks."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    room = 0.08 * (high - low) or 0.5
+    low, high = low - room, high + room
+    return _Scale(low, high, start, stop), ticks(low, high, count)
 
 
 def _draw_panel(panel: Panel, x_scale: _Scale, top: float) -> tuple[list[str], dict[str, Any]]:

@@ -15,13 +15,14 @@ from ml_collections import ConfigDict
 from rcjax.blocks import BlockType, Example
 from rcjax.checkpoint import Checkpoints
 from rcjax.curriculum import Curriculum, Rate
-from rcjax.data.loader import BatchSettings, StepBatch, StepSource, longest_views, step_batches
+from rcjax.data.loader import BatchSettings, StepBatch, StepSource, most_slots, step_batches
 from rcjax.model import LlamaConfig
 from rcjax.objective import TABLES, Objective, make_objective
 from rcjax.packing import RowTooShortError
 from rcjax.progress import progress
 from rcjax.sharding import make_mesh, row_shards
 from rcjax.train.metrics import MetricsWriter
+from rcjax.train.profile import Profile
 from rcjax.train.state import (
     Average,
     TrainState,
@@ -128,11 +129,11 @@ def train(
         seed=config.seed,
         own_teacher=config.teacher.name == "self",
     )
-    longest = max(longest_views(source, objective) for source in sources)
-    if longest > settings.row_length:
+    longest = max((example for source in sources for example in source), key=lambda e: most_slots(e, objective))
+    if most_slots(longest, objective) > settings.row_length:
         raise RowTooShortError(
-            f"config.packing.row_length is {settings.row_length}, but the views of the longest example can take "
-            f"{longest} slots; raise it, or lower config.data.max_length"
+            f"config.packing.row_length is {settings.row_length}, but the views of example {longest.id!r} can take "
+            f"{most_slots(longest, objective)} slots; raise it, or lower config.data.max_length"
         )
     batches = step_batches(StepSource(sources, repeats, settings), config.data.prefetch)
 
@@ -170,6 +171,7 @@ def train(
 
         # ---- the loop
         metrics = MetricsWriter(workdir, resume_step=done)
+        profile = Profile(workdir / "profile", config.train.profile_steps)
         pending = None  # metrics on the device of a step that may still run
         sums = steps.zeros()
         first = done or 0
@@ -177,7 +179,9 @@ def train(
             clock = time.perf_counter()
             for step in range(first, steps_in_all):
                 batch: StepBatch = next(batches)
-                state, sums, on_device = run_step(steps, state, sums, batch, teacher_params)
+                with profile.step(step, step - first, steps_in_all - first):
+                    state, sums, on_device = run_step(steps, state, sums, batch, teacher_params)
+                profile.stop_if_done(on_device)
                 computed_tokens += int(batch.metrics["tokens"])
                 # The previous step's numbers are fetched while this one runs: no stall.
                 if pending is not None:
@@ -193,6 +197,7 @@ def train(
                     data_state = {"iterator": batches.get_state(), "computed_tokens": computed_tokens}
                     checkpoints.save(step + 1, state, data_state, force=last)
                 bar.advance()
+        profile.close(on_device=sums)
         checkpoints.close()
         metrics.close()
     return TrainingRun(steps_in_all, steps_in_all - first, computed_tokens, state.params)

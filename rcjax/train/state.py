@@ -87,7 +87,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     """Gradient times min(1, limit / (norm + 1e-6)): torch's rule, which optax's differs from by the 1e-6."""
 
     def update(updates, state, params=None):
-        scale = jnp.minimum(1.0, limit / (optax.global_norm(updates) + 1e-6))
+        scale = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + 1e-6))
         return jax.tree.map(lambda gradient: gradient * scale, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

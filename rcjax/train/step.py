@@ -146,7 +146,7 @@ def make_steps(
             "ce": sums["ce"],
             "kl": sums["kl"],
             "learning_rate": schedule(state.step),
-            "grad_norm": optax.global_norm(sums["grads"]),
+            "grad_norm": optax.tree.norm(sums["grads"]),
         }
         ema = state.ema if average is None else average.update(state.ema, params, state.step + 1)
         state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)

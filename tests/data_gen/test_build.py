@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from data_gen.build import BuildError, build, family_problems, read_statistics
+from data_gen.mutations import OMISSIONS
 from data_gen.problems import Problem, ProblemError
 from data_gen.readers import read_problems
 from rcjax.blocks import Conversation
@@ -82,6 +84,19 @@ def test_records_do_not_depend_on_the_number_of_workers(built, problems, tmp_pat
     assert records(tmp_path / "again") == records(built[0])
 
 
+def test_teachers_take_tasks_in_turn_and_make_their_own_faults(problems, tmp_path):
+    statistics = build(problems, tmp_path / "two", seed=1, workers=2, teacher="omissions,slips", **SETTINGS)
+    sources = Counter(record["source"] for record in records(tmp_path / "two")["reflection"])
+    assert abs(sources["omissions"] - sources["slips"]) <= 3
+    alone = build(problems, tmp_path / "one", seed=1, workers=2, teacher="omissions", **SETTINGS)
+    assert set(alone.faults) <= OMISSIONS
+    assert len(alone.faults) >= 4
+    other = build(problems, tmp_path / "other", seed=1, workers=2, teacher="slips", **SETTINGS)
+    assert not set(other.faults) & OMISSIONS
+    assert set(statistics.faults) <= set(alone.faults) | set(other.faults) | {"syntax slip"} | OMISSIONS
+    assert sum(count for fault, count in statistics.faults.items() if fault in OMISSIONS) >= sources["omissions"]
+
+
 def test_finished_build_is_kept_and_another_one_refused(built, problems, capsys):
     output, statistics = built
     before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
@@ -127,7 +142,7 @@ def test_no_examples_left_says_how_many_were_dropped_and_why(tmp_path):
         ({"reflection_share": 1.5}, "reflection_share is 1.5"),
         ({"heldout": 1.0}, "heldout is 1.0"),
         ({"heldout": 1}, "there are only 1 tasks"),
-        ({"teacher": "nobody"}, "teacher 'nobody' is unknown; there is bugs"),
+        ({"teacher": "nobody"}, "teacher 'nobody' is unknown; there are bugs"),
     ],
 )
 def test_settings_out_of_range_are_refused(tmp_path, settings, message):
