@@ -122,8 +122,9 @@ def run() -> None:
 
         print_table(ablate(config, WORKDIR.value, ROWS.value, SEEDS.value))
         return
-    from rcjax.pipeline import Pipeline, open_workdir
+    from rcjax.pipeline import Pipeline
     from rcjax.progress import say
+    from rcjax.workdir import open_workdir
 
     pipeline = Pipeline(config, open_workdir(WORKDIR.value, config))
     if MODE.value == "pipeline":
@@ -152,7 +153,7 @@ def stored_config(workdir: str):
     """The config that a workdir was made with."""
     from ml_collections import ConfigDict
 
-    from rcjax.pipeline import CONFIG_FILE, read_json
+    from rcjax.workdir import CONFIG_FILE, read_json
 
     stored = read_json(Path(workdir) / CONFIG_FILE)
     if not stored:
@@ -213,7 +214,7 @@ def _config_complaint(argv: list[str], error: Exception) -> str:
     given = [argument.removeprefix("--config.").split("=")[0] for argument in argv if argument.startswith("--config.")]
     files = [argument.split("=", 1)[1] for argument in argv if argument.startswith("--config=")]
     if files:
-        from rcjax.pipeline import flatten
+        from rcjax.workdir import flatten
 
         try:
             known = flatten(_load_config(files[-1]).to_dict())

@@ -171,3 +171,16 @@ def get_config() -> ConfigDict:
     # Also train the same model on instructions alone, for as many tokens, and put its score beside.
     config.baseline = False
     return config
+
+
+def get_large_config() -> ConfigDict:
+    """What the configs of models of a billion parameters and more have in common: bfloat16 over many chips."""
+    config = get_config()
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.objective.chunk = 512
+    config.train.compute_dtype = "bfloat16"
+    config.train.remat = "full"
+    config.evaluation.max_new_tokens = 512
+    config.export.dtype = "bfloat16"
+    return config

@@ -24,7 +24,7 @@ from configs import base
 
 def get_config() -> ConfigDict:
     """See the module's text."""
-    config = base.get_config()
+    config = base.get_large_config()
     config.model.init = "codellama/CodeLlama-7b-Python-hf"
     config.model.hidden_size = 4096
     config.model.intermediate_size = 11008
@@ -38,11 +38,4 @@ def get_config() -> ConfigDict:
     config.model.tie_embeddings = False
     config.model.max_position_embeddings = 16384
     config.model.vocab_size = 32000 + 7
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-    config.objective.chunk = 512
-    config.train.compute_dtype = "bfloat16"
-    config.train.remat = "full"
-    config.evaluation.max_new_tokens = 512
-    config.export.dtype = "bfloat16"
     return config

@@ -20,7 +20,7 @@ from configs import base
 
 def get_config() -> ConfigDict:
     """See the module's text."""
-    config = base.get_config()
+    config = base.get_large_config()
     config.model.init = "deepseek-ai/deepseek-coder-33b-base"
     config.model.hidden_size = 7168
     config.model.intermediate_size = 19200
@@ -35,11 +35,4 @@ def get_config() -> ConfigDict:
     config.model.tie_embeddings = False
     config.model.max_position_embeddings = 16384
     config.model.vocab_size = 32022 + 7  # the checkpoint's table has 32256 rows, of which so many are in use
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-    config.objective.chunk = 512
-    config.train.compute_dtype = "bfloat16"
-    config.train.remat = "full"
-    config.evaluation.max_new_tokens = 512
-    config.export.dtype = "bfloat16"
     return config

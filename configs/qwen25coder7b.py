@@ -18,7 +18,7 @@ from configs import base
 
 def get_config() -> ConfigDict:
     """See the module's text."""
-    config = base.get_config()
+    config = base.get_large_config()
     config.model.init = "Qwen/Qwen2.5-Coder-7B"
     config.model.hidden_size = 3584
     config.model.intermediate_size = 18944
@@ -33,11 +33,4 @@ def get_config() -> ConfigDict:
     config.model.qkv_bias = True
     config.model.max_position_embeddings = 32768
     config.model.vocab_size = 151665 + 7  # the checkpoint's table has 152064 rows
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-    config.objective.chunk = 512
-    config.train.compute_dtype = "bfloat16"
-    config.train.remat = "full"
-    config.evaluation.max_new_tokens = 512
-    config.export.dtype = "bfloat16"
     return config

@@ -21,18 +21,9 @@ from ml_collections import ConfigDict
 
 from rcjax.evaluation.comparison import Result, Row, compare_rows, cost_plot, markdown, rate_plot, table
 from rcjax.evaluation.score import Evaluation
-from rcjax.pipeline import (
-    EVALUATION_FILE,
-    Pipeline,
-    Workdir,
-    WorkdirBusyError,
-    last_metrics,
-    open_workdir,
-    read_json,
-    versions,
-    write_json,
-)
+from rcjax.pipeline import Pipeline, last_metrics, versions
 from rcjax.progress import say
+from rcjax.workdir import EVALUATION_FILE, Workdir, WorkdirBusyError, open_workdir, read_json, write_json
 
 PROFILED_STEPS = 3
 MEANING = "mean ± 95 % interval over seeds; differences in points, seed by seed."

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 from functools import cached_property
@@ -22,117 +20,7 @@ from ml_collections import ConfigDict
 import rcjax
 from rcjax.data import records
 from rcjax.progress import progress, say
-
-
-class WorkdirError(ValueError):
-    """A working directory that belongs to another configuration, or that can not be written."""
-
-
-class WorkdirBusyError(WorkdirError):
-    """A working directory that another process is at work in."""
-
-
-# Fields that may change between two calls in the same workdir: they decide what is done, not what comes out of it.
-FREE_FIELDS = ("baseline",)
-EVALUATION_FILE = "evaluation.json"
-METRICS_FILE = "metrics.jsonl"
-CONFIG_FILE = "config.json"
-
-
-@dataclasses.dataclass
-class Workdir:
-    """Paths of one run. It is locked for this process until it is closed."""
-
-    path: Path
-    lock: Any = None
-
-    def __enter__(self) -> Workdir:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.lock.close()
-
-    def __getattr__(self, name: str) -> Path:
-        places = {
-            "data": "data",
-            "tokenizer": "tokenizer",
-            "evaluation": "evaluation",
-            "baseline": "baseline",
-            "baseline_evaluation": "baseline/evaluation",
-            "export": "export",
-            "seconds": "seconds.json",
-            "made_from": "made_from.json",
-            "config": CONFIG_FILE,
-            "model": "model.json",
-            "results": "results.json",
-            "report": "report.html",
-        }
-        if name not in places:
-            raise AttributeError(name)
-        return self.path / places[name]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(aside, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What ``write_json`` wrote; empty where nothing is there yet."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def open_workdir(path: str | Path, config: ConfigDict, wait: bool = False) -> Workdir:
-    """Creates the directory, or checks that it was made with this configuration; removes what a killed run left aside.
-
-    Args:
-      wait: until no other process is at work in it.
-
-    Raises:
-      WorkdirError: another configuration (names the first field that differs), or no permission.
-      WorkdirBusyError: another process is at work in it.
-    """
-    workdir = Workdir(Path(path).absolute())
-    try:
-        workdir.path.mkdir(parents=True, exist_ok=True)
-        workdir.lock = open(workdir.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
-        try:
-            fcntl.flock(workdir.lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            workdir.lock.close()
-            complaint = f"workdir {path} is in use by another process; wait for it or name another"
-            raise WorkdirBusyError(complaint) from None
-        for place in (workdir.path, workdir.baseline):
-            for left in place.glob(".*.*"):  # stages write aside under such names
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        mine = flatten(json.loads(config.to_json_best_effort()))
-        if workdir.config.exists():
-            theirs = flatten(json.loads(workdir.config.read_text()))
-            for field in sorted(mine.keys() | theirs.keys()):
-                if field in FREE_FIELDS or mine.get(field) == theirs.get(field):
-                    continue
-                raise WorkdirError(
-                    f"workdir {path} belongs to another config: config.{field} is {theirs.get(field)!r} there and "
-                    f"{mine.get(field)!r} now; name another --workdir or give the old value"
-                )
-        else:
-            write_json(workdir.config, json.loads(config.to_json_best_effort()))
-    except OSError as error:
-        raise WorkdirError(f"workdir {path} can not be written: {error.strerror}; name another --workdir") from error
-    return workdir
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+from rcjax.workdir import EVALUATION_FILE, METRICS_FILE, Workdir, WorkdirError, read_json, write_json
 
 
 class Pipeline:

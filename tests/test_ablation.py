@@ -11,8 +11,8 @@ import pytest
 
 from configs import ablations
 from rcjax.ablation import AblationError, row_config, select
-from rcjax.pipeline import flatten
 from rcjax.train.loop import average_of, make_curriculum, objective_of
+from rcjax.workdir import flatten
 from tests.test_launch import ROOT, SMALL, command, environment, launch
 
 CONFIG = "configs/ablations.py:tiny"

@@ -82,7 +82,7 @@ def shipped_configs(directory: Path) -> dict[str, ConfigDict]:
         if path.stem.startswith("_") or path.stem == "base":
             continue
         config = read_config_file(path)
-        if config is not None and all(config.model[field] is not None for field in REQUIRED):
+        if config is not None and "model" in config and all(config.model[field] is not None for field in REQUIRED):
             found[path.stem] = config
     return found
 
