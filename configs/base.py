@@ -151,9 +151,10 @@ def get_config() -> ConfigDict:
             compute_dtype="float32",
             remat="none",  # none, dots, full: what the backward pass computes again
             log_every=10,  # steps between two lines of metrics
-            profile_steps=0,  # optimizer steps whose XLA profile is kept in WORKDIR/profile (TensorBoard, xprof)
         )
     )
+    # Optimizer steps whose XLA profile is written to WORKDIR/profile (xprof, TensorBoard): "10:13" for 10, 11 and 12.
+    config.profile = ConfigDict(dict(steps=""))
     config.checkpoint = ConfigDict(
         dict(
             every=100,  # optimizer steps between checkpoints; the last step is always saved

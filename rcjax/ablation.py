@@ -25,7 +25,7 @@ from rcjax.pipeline import Pipeline, last_metrics, versions
 from rcjax.progress import say
 from rcjax.workdir import EVALUATION_FILE, Workdir, WorkdirBusyError, open_workdir, read_json, write_json
 
-PROFILED_STEPS = 3
+PROFILED_STEPS = "5:8"
 MEANING = "mean ± 95 % interval over seeds; differences in points, seed by seed."
 REFERENCE_ROWS = ("full", "instructions")  # every other row is compared with these
 POLL_SECONDS = 5.0
@@ -66,14 +66,14 @@ def select(config: ConfigDict, wanted: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def row_config(config: ConfigDict, row: str, seed: int = 0, profile_steps: int = 0) -> ConfigDict:
+def row_config(config: ConfigDict, row: str, seed: int = 0, profile_steps: str = "") -> ConfigDict:
     """The base with a row's changes.
 
     Args:
       config: of ``configs/ablations.py``.
       row: a key of ``config.rows``.
       seed: added to the base's seed, so that it decides parameters, batches and masks, but not the shared data.
-      profile_steps: optimizer steps of which a profile is kept.
+      profile_steps: as ``config.profile.steps``.
 
     Raises:
       AblationError: no such row, or it changes a field that the base does not have.
@@ -83,7 +83,7 @@ def row_config(config: ConfigDict, row: str, seed: int = 0, profile_steps: int =
     made = config.base.copy_and_resolve_references()
     _apply(made, config.rows[row], f"row {row}: config")
     made.seed += seed
-    made.train.profile_steps = profile_steps
+    made.profile.steps = profile_steps
     return made
 
 
@@ -145,7 +145,7 @@ def _make(config: ConfigDict, root: Path, run: Run, place: str) -> bool:
 
     if run.done:
         return False
-    settings = row_config(config, run.row, run.seed, 0 if run.seed else PROFILED_STEPS)
+    settings = row_config(config, run.row, run.seed, "" if run.seed else PROFILED_STEPS)
     try:
         workdir = open_workdir(run.directory, settings)
     except WorkdirBusyError:
@@ -215,7 +215,7 @@ def _page(result: dict[str, Any]) -> str:
     return (
         f"# Ablations\n\npass@1 on {result['num_problems']} held-out problems, greedy: {MEANING}\n\n"
         f"{markdown(result['rows'])}\n![pass@1 of every row](pass_at_1.svg)\n\n![pass@1 against cost](cost.svg)\n\n"
-        f"XLA profiles of {PROFILED_STEPS} steps (`tensorboard --logdir=.` with the plugin xprof):\n\n{profiles}"
+        f"XLA profiles of steps {PROFILED_STEPS} (`pip install xprof; xprof DIRECTORY`):\n\n{profiles}"
     )
 
 

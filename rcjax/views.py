@@ -15,6 +15,7 @@ that is distilled; the trained network reads the teacher view only for the cross
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -163,3 +164,46 @@ def build_views(
         pair_student_ce=student_ce[pairs],
         pair_kd=kd[pairs],
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What passes over views have to do, whatever the model's size.
+
+    Attributes:
+      tokens: that the layers read.
+      pairs: of a query and a key: each slot of a view attends to itself and to all before it.
+      labels: slots that are projected onto the vocabulary.
+    """
+
+    tokens: int = 0
+    pairs: int = 0
+    labels: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.tokens + other.tokens, self.pairs + other.pairs, self.labels + other.labels)
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(self.tokens - other.tokens, self.pairs - other.pairs, self.labels - other.labels)
+
+    @classmethod
+    def of(cls, length: int, labels: int = 0) -> Work:
+        """Of one view of ``length`` slots."""
+        return cls(length, length * (length + 1) // 2, labels)
+
+
+def work_of(views: Sequence[ExampleViews], own_teacher: bool = True) -> tuple[Work, Work, Work]:
+    """(a, b, c): what the network that is trained computes; what another network that teaches computes; what the first
+    would compute besides if hidden tokens were masked instead of left out.
+    """
+    trained, taught, spared = Work(), Work(), Work()
+    for view in views:
+        trained += Work(labels=len(view.single_slots) + len(view.pair_targets) * (2 if own_teacher else 1))
+        for own in (view.teacher, view.student):
+            trained += Work.of(len(own)) if own is not None else Work()
+        if view.taught_by is not None:
+            taught += Work.of(len(view.taught_by), labels=int(np.count_nonzero(view.pair_kd)))
+        if view.student is not None:
+            whole = int(view.student.positions[-1]) + 1  # the last slot is never hidden: the answer's end
+            spared += Work.of(whole) - Work.of(len(view.student))
+    return trained, taught, spared

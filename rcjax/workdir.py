@@ -22,7 +22,7 @@ class WorkdirBusyError(WorkdirError):
 
 
 # Fields that may change between two calls in the same workdir: they decide what is done, not what comes out of it.
-FREE_FIELDS = ("baseline", "train.profile_steps")
+FREE_FIELDS = ("baseline", "profile.steps")
 EVALUATION_FILE = "evaluation.json"
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"

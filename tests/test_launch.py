@@ -47,7 +47,7 @@ def launch(*arguments, check=True, devices=1, **keywords):
 
 def metrics(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timed = ("examples_per_second", "tokens_per_second")
+    timed = ("examples_per_second", "tokens_per_second", "flops_per_second", "utilisation", "input_wait")
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
@@ -223,6 +223,7 @@ def test_baseline_may_be_asked_for_afterwards(whole, tmp_path):
         (["data.max_length=20"], "no example is left to train on"),
         (["packing.row_length=300"], "config.packing.row_length is 300, but the views of example '"),
         (["objective.name=table", "objective.distill={'NOISE': 1.0}"], "objective.distill: unknown region 'NOISE'"),
+        (["profile.steps=5"], "config.profile.steps is '5'"),
         (["curriculum.name=slow"], "config.curriculum.name is 'slow'"),
         (["curriculum.block_order=('TEXT','CODE','NOISE')"], "unknown block type 'NOISE'"),
         (["mesh.data=3"], "config.mesh"),

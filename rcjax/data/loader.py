@@ -18,7 +18,7 @@ from rcjax.blocks import REFLECTION, Example
 from rcjax.curriculum import Curriculum, mask_rate
 from rcjax.objective import Objective
 from rcjax.packing import TEACHER_ARRAYS, assemble, best_fit, examples_of_step, teacher_widths
-from rcjax.views import ExampleViews, build_views, student_mask
+from rcjax.views import ExampleViews, Work, build_views, student_mask, work_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +44,18 @@ class StepBatch:
       step: which step.
       arrays: ``packing.assemble``'s, [G, M, ...] in host memory.
       metrics: numbers about the batch that metrics.jsonl repeats.
+      work: what the network that is trained computes.
+      taught: what another network that teaches computes.
+      spared: what the first would compute besides if hidden tokens were masked instead of left out.
       teacher_widths: ``packing.teacher_widths``'s, [G]; empty where the network teaches itself.
     """
 
     step: int
     arrays: dict[str, np.ndarray]
     metrics: dict[str, float]
+    work: Work
+    taught: Work
+    spared: Work
     teacher_widths: tuple[int, ...] = ()
 
     @property
@@ -123,7 +129,7 @@ class StepSource:
             "row_use": used / (len(rows) * settings.row_length),
             "microbatches": float(len(arrays["tokens"])),
         }
-        return StepBatch(step, arrays, metrics, tuple(widths))
+        return StepBatch(step, arrays, metrics, *work_of(views, settings.own_teacher), tuple(widths))
 
 
 def step_batches(source: StepSource, prefetch: int) -> Any:

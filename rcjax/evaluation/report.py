@@ -196,6 +196,12 @@ def _cards(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
         examples = _known(metrics, "examples_per_second")
         remark = f"{number(statistics.median(examples))} examples / s" if examples else ""
         cards.append(("training tokens / s", number(statistics.median(speeds)), f"median; {remark}".rstrip("; ")))
+    shares = _known(metrics, "utilisation")
+    if shares:
+        spared = _known(metrics, "flops_spared")
+        remark = f"{statistics.fmean(spared):.0%} spared by cutting hidden tokens out" if spared else ""
+        useful = number(statistics.median(_known(metrics, "flops_per_second") or [0]))
+        cards.append(("useful FLOP / s", useful, f"{statistics.median(shares):.0%} of the peak; {remark}".rstrip("; ")))
     seconds = [float(value) for value in (summary.get("seconds") or {}).values() if _is_number(value)]
     if seconds:
         cards.append(("wall time", duration(sum(seconds)), f"{len(seconds)} stages"))

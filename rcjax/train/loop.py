@@ -17,12 +17,14 @@ from rcjax.checkpoint import Checkpoints
 from rcjax.curriculum import Curriculum, Rate
 from rcjax.data.loader import BatchSettings, StepBatch, StepSource, most_slots, step_batches
 from rcjax.model import LlamaConfig
+from rcjax.model.flops import peak_flops
 from rcjax.objective import TABLES, Objective, make_objective
 from rcjax.packing import RowTooShortError
 from rcjax.progress import progress
 from rcjax.sharding import make_mesh, row_shards
+from rcjax.train.meter import Meter
 from rcjax.train.metrics import MetricsWriter
-from rcjax.train.profile import Profile
+from rcjax.train.profile import Profile, profiled_steps
 from rcjax.train.state import (
     Average,
     TrainState,
@@ -171,23 +173,26 @@ def train(
 
         # ---- the loop
         metrics = MetricsWriter(workdir, resume_step=done)
-        profile = Profile(workdir / "profile", config.train.profile_steps)
+        profile = Profile(workdir / "profile", profiled_steps(config.profile.steps))
+        meter = Meter(model_config, loss_settings.teacher, peak_flops(loss_settings.compute_dtype))
         pending = None  # metrics on the device of a step that may still run
         sums = steps.zeros()
         first = done or 0
         with progress(title, total=steps_in_all, unit="steps", done=first) as bar:
             clock = time.perf_counter()
             for step in range(first, steps_in_all):
+                asked = time.perf_counter()
                 batch: StepBatch = next(batches)
-                with profile.step(step, step - first, steps_in_all - first):
+                waited = time.perf_counter() - asked
+                with profile.step(step):
                     state, sums, on_device = run_step(steps, state, sums, batch, teacher_params)
-                profile.stop_if_done(on_device)
+                profile.after(step, on_device)
                 computed_tokens += int(batch.metrics["tokens"])
                 # The previous step's numbers are fetched while this one runs: no stall.
                 if pending is not None:
                     _log(metrics, bar, *pending, config.train.log_every, steps_in_all)
                 clock, seconds = time.perf_counter(), time.perf_counter() - clock
-                pending = (step + 1, on_device, batch, computed_tokens, seconds)
+                pending = (step + 1, on_device, batch, computed_tokens, meter.rates(batch, seconds, waited))
                 last = step + 1 == steps_in_all
                 if last or (step + 1) % config.checkpoint.every == 0:
                     # Metrics reach the disk before the checkpoint that a resume would start behind.
@@ -197,7 +202,7 @@ def train(
                     data_state = {"iterator": batches.get_state(), "computed_tokens": computed_tokens}
                     checkpoints.save(step + 1, state, data_state, force=last)
                 bar.advance()
-        profile.close(on_device=sums)
+        profile.close(sums)
         checkpoints.close()
         metrics.close()
     return TrainingRun(steps_in_all, steps_in_all - first, computed_tokens, state.params)
@@ -241,15 +246,10 @@ def run_step(
     return steps.update(state, sums)
 
 
-def _log(metrics, bar, step, on_device, batch, computed_tokens, seconds, log_every, steps_in_all) -> None:
+def _log(metrics, bar, step, on_device, batch, computed_tokens, rates, log_every, steps_in_all) -> None:
     values = {name: float(value) for name, value in on_device.items()}
     bar.note(f"loss {values['loss']:.3f} · rate {batch.metrics['mask_rate']:.2f}")
     if step % log_every and step not in (1, steps_in_all):
         return
-    about = dict(batch.metrics)
-    rates = {
-        "examples_per_second": about.pop("examples") / seconds,
-        "tokens_per_second": about.pop("tokens") / seconds,
-        "computed_tokens": float(computed_tokens),
-    }
-    metrics.write(step, values | about | rates)
+    about = {name: value for name, value in batch.metrics.items() if name not in ("examples", "tokens")}
+    metrics.write(step, values | about | dict(rates) | {"computed_tokens": float(computed_tokens)})

@@ -1,9 +1,10 @@
-"""A profile of a few optimizer steps, for TensorBoard or xprof."""
+"""A profile of some optimizer steps, for TensorBoard or xprof."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,31 +12,37 @@ from typing import Any
 
 import jax
 
-WARM_UP = 5  # steps of a call that are left out: they compile
+
+def profiled_steps(text: str) -> range:
+    """``"10:13"`` -> range(10, 13), steps counted from 0; "" -> no steps.
+
+    Raises:
+      ValueError: of another form, or no step between the two.
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ValueError(f"config.profile.steps is {text!r}; expected FIRST:END, e.g. 10:13 for steps 10, 11 and 12")
+    return range(int(found[1]), int(found[2]))
 
 
 class Profile:
-    """Keeps ``steps`` consecutive optimizer steps in ``directory``, once; 0 keeps none.
+    """Writes a profile of ``steps`` to ``directory``, which appears whole and is not written again.
 
-    The first ``WARM_UP`` steps after a start or resume are left out where there are enough others. The directory
-    appears whole: ``tensorboard --logdir=WORKDIR`` or ``xprof WORKDIR/profile`` opens it.
+    The first steps of a call compile; leave them out. ``xprof DIRECTORY`` opens it, and TensorBoard with the plugin
+    tensorboard-plugin-profile.
     """
 
-    def __init__(self, directory: Path, steps: int):
-        self._directory, self._left = directory, 0 if directory.exists() else steps
+    def __init__(self, directory: Path, steps: range):
+        self._directory, self._steps = directory, range(0) if directory.exists() else steps
         self._aside = directory.with_name(f".{directory.name}.{os.getpid()}")
         self._on = False
 
     @contextlib.contextmanager
-    def step(self, number: int, since_start: int, to_do: int) -> Iterator[None]:
-        """Around an optimizer step.
-
-        Args:
-          number: of the step in the run, shown in the profile.
-          since_start: of the step in this call, from 0.
-          to_do: steps of this call.
-        """
-        if self._left and not self._on and since_start >= max(0, min(WARM_UP, to_do - self._left)):
+    def step(self, number: int) -> Iterator[None]:
+        """Around optimizer step ``number``, counted from 0 over the whole run."""
+        if number in self._steps and not self._on:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # every Python call: slow, and it hides the rest
             jax.profiler.start_trace(str(self._aside), profiler_options=options)
@@ -45,18 +52,17 @@ class Profile:
             return
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
-        self._left -= 1
 
-    def stop_if_done(self, on_device: Any) -> None:
+    def after(self, number: int, on_device: Any) -> None:
         """Ends the profile behind its last step; waits for ``on_device``, what that step computes."""
-        if self._on and not self._left:
+        if self._on and number + 1 >= self._steps.stop:
             self.close(on_device)
 
     def close(self, on_device: Any) -> None:
         """Ends a profile that is being taken, complete or not."""
         if not self._on:
             return
-        self._on, self._left = False, 0
+        self._on = False
         jax.block_until_ready(on_device)
         jax.profiler.stop_trace()
         shutil.rmtree(self._directory, ignore_errors=True)
