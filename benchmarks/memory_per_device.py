@@ -6,6 +6,9 @@ Compiles the two programs of a training step ahead of time, `accumulate` (a micr
 `update` (the optimizer), and prints what the compiler says that each takes, with what else lies in memory meanwhile.
 Shape and vocabulary are those that the config file states; no checkpoint is read.
 
+--attention=splash, the default, is the kernel that a run on a TPU takes; the column `kernels` counts its calls in the
+compiled program.
+
 --effort=fast, the default, compiles without most optimisations, in a fraction of the time; --effort=full is what a run
 does.
 
@@ -52,7 +55,8 @@ from rcjax.train.step import LossSettings, make_steps
 GIB = 2**30
 # GiB of a device that programs may use.
 HBM = {"v5e": 15.75, "v6e": 31.25, "v5p": 95.0}
-ROW = "{:<12}{:>11}{:>11}{:>8}{:>11}{:>9}{:>10}"
+KERNEL = "tpu_custom_call"  # its target in the compiler's text
+ROW = "{:<12}{:>11}{:>11}{:>8}{:>11}{:>9}{:>9}{:>10}"
 
 
 def main() -> None:
@@ -60,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="config file, e.g. configs/ds67b.py")
     parser.add_argument("--topology", default="v5p:2x2x4", help="chip and grid, e.g. v5e:4x4, v6e:4x4, v5p:2x2x4")
+    parser.add_argument("--attention", choices=("splash", "blocks"), default="splash")
     parser.add_argument("--effort", choices=("fast", "full"), default="fast")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="another value of a field")
     arguments = parser.parse_args()
@@ -87,14 +92,15 @@ def main() -> None:
     )
     print(
         f"rows of {config.packing.row_length:,} slots, {config.packing.rows_per_device} a device; compute in "
-        f"{config.train.compute_dtype}, remat {config.train.remat}; compiled with --effort={arguments.effort}\n"
+        f"{config.train.compute_dtype}, remat {config.train.remat}, attention {arguments.attention}; "
+        f"compiled with --effort={arguments.effort}\n"
     )
-    most = measure(config, model, mesh)
+    most = measure(config, model, mesh, arguments.attention)
     verdict = "fits" if most <= HBM[chip] else "DOES NOT FIT"
     print(f"\n{verdict}: {most:.2f} of {HBM[chip]:.2f} GiB")
 
 
-def measure(config: ConfigDict, model: LlamaConfig, mesh: Mesh) -> float:
+def measure(config: ConfigDict, model: LlamaConfig, mesh: Mesh, attention: str) -> float:
     """Prints a line for each program; returns the most GiB that a device needs."""
     tx, schedule = make_optimizer(config.optimizer, 1000)
     average = average_of(config.teacher)
@@ -107,7 +113,7 @@ def measure(config: ConfigDict, model: LlamaConfig, mesh: Mesh) -> float:
         compute_dtype=jnp.dtype(config.train.compute_dtype).type,
         remat=config.train.remat,
         scan_layers=True,  # what a TPU takes by itself; this process runs on the CPU
-        attention="blocks",
+        attention=attention,
     )
     steps = make_steps(settings, tx, schedule, shardings, mesh, average)
     state = abstract_state(model, tx, shardings)
@@ -125,7 +131,7 @@ def measure(config: ConfigDict, model: LlamaConfig, mesh: Mesh) -> float:
         name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype, sharding=steps.row_sharding)
         for name, array in empty.items()
     }
-    print(ROW.format("GiB", "arguments", "temporary", "peak", "beside it", "in all", "compile"))
+    print(ROW.format("GiB", "arguments", "temporary", "peak", "beside it", "in all", "kernels", "compile"))
     most = 0.0
     programs = {
         # The optimizer's state is no argument of it, but stays where it is.
@@ -135,14 +141,15 @@ def measure(config: ConfigDict, model: LlamaConfig, mesh: Mesh) -> float:
     for name, (program, inputs, beside) in programs.items():
         clock = time.perf_counter()
         with jax.set_mesh(mesh):
-            memory = program.lower(*inputs).compile().memory_analysis()
+            compiled = program.lower(*inputs).compile()
+        memory, kernels = compiled.memory_analysis(), compiled.as_text().count(f'custom_call_target="{KERNEL}"')
         seconds = time.perf_counter() - clock
         outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the others lie where arguments did
         temporary = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
         figures = [memory.argument_size_in_bytes, temporary, memory.peak_memory_in_bytes, _device_bytes(beside)]
         in_all = (memory.argument_size_in_bytes + temporary + outputs + _device_bytes(beside)) / GIB
         cells = [f"{figure / GIB:.2f}" for figure in figures]
-        print(ROW.format(name, *cells, f"{in_all:.2f}", f"{seconds:.0f} s"), flush=True)
+        print(ROW.format(name, *cells, f"{in_all:.2f}", kernels, f"{seconds:.0f} s"), flush=True)
         most = max(most, in_all)
     return most
 

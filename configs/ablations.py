@@ -43,6 +43,7 @@ ROWS = {
         "mixture": dict(curriculum=dict(name="mixture", mixture=("block", "random_block", "random_token"))),
         "block_code_first": dict(curriculum=dict(block_order=("CODE", "EXECUTION", "TEXT"))),
         "rate_cosine": dict(curriculum=dict(rate=dict(shape="cosine"))),
+        "rate_early": dict(curriculum=dict(rate=dict(end=0.33))),  # all is hidden after a third of the training
         "rate_hold": dict(curriculum=dict(rate=dict(shape="hold", start=0.25, end=0.75))),
     },
     "objectives": {

@@ -5,7 +5,7 @@
 DIR is a dataset directory (docs/data.md). The published scores come from code instructions once and the traces of
 ReflectionSeq-GPT and ReflectionSeq-DS twice an epoch; without DIR the run trains on problems that it makes itself.
 
-Needs 49.8 of the 95 GiB of each of 32 TPU v5p chips: float32 weights, gradients and AdamW moments split over all of
+Needs 36.3 of the 95 GiB of each of 32 TPU v5p chips: float32 weights, gradients and AdamW moments split over all of
 them, and the activations of one row of 8,192 slots each (python -m benchmarks.memory_per_device configs/cl34b.py
 --topology=v5p:2x4x4).
 

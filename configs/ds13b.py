@@ -4,7 +4,7 @@
 
 DIR is a dataset directory (docs/data.md); without it the run trains on problems that it makes itself.
 
-Needs 8.9 of the 15.75 GiB of each of 8 TPU v5e chips: float32 weights, gradients and AdamW moments split over all of
+Needs 5.9 of the 15.75 GiB of each of 8 TPU v5e chips: float32 weights, gradients and AdamW moments split over all of
 them, and the activations of one row of 8,192 slots each (python -m benchmarks.memory_per_device configs/ds13b.py
 --topology=v5e:2x4).
 

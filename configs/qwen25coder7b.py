@@ -4,7 +4,7 @@
 
 DIR is a dataset directory (docs/data.md); without it the run trains on problems that it makes itself.
 
-Needs 21.0 of the 95 GiB of each of 16 TPU v5p chips: float32 weights, gradients and AdamW moments split over all of
+Needs 17.8 of the 95 GiB of each of 16 TPU v5p chips: float32 weights, gradients and AdamW moments split over all of
 them, and the activations of one row of 8,192 slots each (python -m benchmarks.memory_per_device
 configs/qwen25coder7b.py --topology=v5p:2x2x4).
 

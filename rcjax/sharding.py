@@ -8,7 +8,7 @@ serves one CPU and a pod.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -106,3 +106,23 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
+
+
+def on_each_device(function: Callable[..., jax.Array], in_axes, out_axes) -> Callable[..., jax.Array]:
+    """``function`` on each device's own parts of its arguments; outside of a mesh, or on one device, as it is.
+
+    Args:
+      function: of arrays; to it the part of a device is all there is.
+      in_axes: the logical axes of every argument, as ``partition_spec`` takes them; every device gets the whole of
+        an argument with ``()``.
+      out_axes: those of the result.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    return jax.shard_map(
+        function,
+        in_specs=tuple(map(partition_spec, in_axes)),
+        out_specs=partition_spec(out_axes),
+        check_vma=False,
+    )

@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ class WorkdirBusyError(WorkdirError):
 
 
 # Fields that may change between two calls in the same workdir: they decide what is done, not what comes out of it.
-FREE_FIELDS = ("baseline", "profile.steps")
+# Rows and groups of an ablation may come and go: each run has a workdir of its own that knows its config.
+FREE_FIELDS = re.compile(r"baseline|profile\.steps|(rows|groups)\..*")
 EVALUATION_FILE = "evaluation.json"
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
@@ -100,7 +102,7 @@ def open_workdir(path: str | Path, config: ConfigDict, wait: bool = False) -> Wo
         if workdir.config.exists():
             theirs = flatten(json.loads(workdir.config.read_text()))
             for field in sorted(mine.keys() | theirs.keys()):
-                if field in FREE_FIELDS or mine.get(field) == theirs.get(field):
+                if FREE_FIELDS.fullmatch(field) or mine.get(field) == theirs.get(field):
                     continue
                 raise WorkdirError(
                     f"workdir {path} belongs to another config: config.{field} is {theirs.get(field)!r} there and "

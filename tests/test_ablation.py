@@ -12,7 +12,7 @@ import pytest
 from configs import ablations
 from rcjax.ablation import AblationError, row_config, select
 from rcjax.train.loop import average_of, make_curriculum, objective_of
-from rcjax.workdir import flatten
+from rcjax.workdir import WorkdirError, flatten, open_workdir
 from tests.test_launch import ROOT, SMALL, command, environment, launch
 
 CONFIG = "configs/ablations.py:tiny"
@@ -129,3 +129,16 @@ def test_killed_shared_and_continued(tmp_path):
         ("full", "2"),
     ]
     assert re.search(r"full +│ 3 ", more)
+
+
+def test_rows_may_come_and_go_but_the_base_may_not(tmp_path):
+    config = ablations.get_config()
+    with open_workdir(tmp_path / "w", config):
+        pass
+    config.rows.mine = {"objective": {"alpha": 0.3}}
+    config.groups.mine = ("mine",)
+    with open_workdir(tmp_path / "w", config):
+        pass
+    config.base.train.batch_size += 1
+    with pytest.raises(WorkdirError, match=r"config.base.train.batch_size is 16 there and 17 now"):
+        open_workdir(tmp_path / "w", config)

@@ -124,11 +124,39 @@ def _attend_block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.
     return jnp.einsum("bkgqt,bkth->bkgqh", weights, value)
 
 
-# Same result from each. `tiles` makes only the scores that segments need and is the quicker one on CPU; its loop
-# over tiles would leave an accelerator idle, which gets whole blocks of queries.
-PATHS = {"blocks": attend_blocks, "tiles": attend_tiles}
+def attend_splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array | None = None,
+    window: int | jax.Array | None = None,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """As ``attend_blocks``: through the TPU's kernel where that computes the same, by ``attend_blocks`` elsewhere.
+
+    Args:
+      interpret: see ``rcjax.model.splash.attend_causal``.
+
+    Raises:
+      ValueError: compiled for another backend without ``interpret``.
+    """
+    # The kernel measures a window in slots. Where a view has gaps, that would show more than the full example does.
+    # And it knows nothing wider than float32.
+    if window is not None or query.dtype not in (jnp.float32, jnp.bfloat16):
+        return attend_blocks(query, key, value, segment_ids, positions, window)
+    from rcjax.model.splash import attend_causal  # an experimental part of JAX, slow to import: for those who use it
+
+    return attend_causal(query, key, value, segment_ids, interpret=interpret)
+
+
+# Same result from each. `splash` is a kernel, compiled for a TPU alone. `tiles` makes only the scores that segments
+# need and is the quicker one on CPU; its loop over tiles would leave an accelerator idle, which gets whole blocks of
+# queries where it has no kernel.
+PATHS = {"blocks": attend_blocks, "tiles": attend_tiles, "splash": attend_splash}
 
 
 def default_path() -> str:
     """The quicker path on the backend that JAX runs on."""
-    return "tiles" if jax.default_backend() == "cpu" else "blocks"
+    return {"tpu": "splash", "cpu": "tiles"}.get(jax.default_backend(), "blocks")

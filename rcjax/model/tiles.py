@@ -15,9 +15,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from rcjax.sharding import partition_spec
+from rcjax.sharding import on_each_device
 
 TILE = 128
 
@@ -37,18 +36,10 @@ def attend_tiles(
     What padding gets means nothing, but is finite.
     """
     reach = () if window is None else (positions, jnp.asarray(window, jnp.int32))
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return _attend_local(query, key, value, segment_ids, *reach)
-    heads, kv_heads = (partition_spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
-    rows = partition_spec(("batch", None))
-    local = jax.shard_map(
-        _attend_local,
-        in_specs=(heads, kv_heads, kv_heads, rows, *((rows, PartitionSpec()) if reach else ())),
-        out_specs=heads,
-        check_vma=False,
-    )
-    return local(query, key, value, segment_ids, *reach)
+    heads, kv_heads = (("batch", None, name, None) for name in ("heads", "kv_heads"))
+    rows = ("batch", None)
+    attend = on_each_device(_attend_local, (heads, kv_heads, kv_heads, rows, *((rows, ()) if reach else ())), heads)
+    return attend(query, key, value, segment_ids, *reach)
 
 
 def _attend_local(query, key, value, segment_ids, *reach) -> jax.Array:

@@ -1,0 +1,99 @@
+"""Share of the machine's own matrix-product rate that training steps of the demo's size and of 135M parameters reach.
+
+    python -m benchmarks.utilisation [--models=tiny,smollm2_135m] [--rounds=5]
+
+Useful operations are those of rcjax/model/flops.py, padding and recomputation left out. The peak is a product of two
+[1536, 1536] matrices, measured between the steps, since clock rates move.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.batches import our_step
+from benchmarks.examples import published_shape
+from benchmarks.harness import record
+from rcjax.hf.base_model import shape_fields
+from rcjax.model import LlamaConfig
+from rcjax.model.flops import forward_flops
+from rcjax.sharding import make_mesh
+from rcjax.train.loop import objective_of, run_step
+from rcjax.train.state import init_state, make_optimizer, state_shardings
+from rcjax.train.step import LossSettings, make_steps
+
+SIZE = 1536
+# Examples as long as the demo's own, and of the published shape; all of them fit the rows whole.
+SHAPES = {
+    "tiny": dict(median=200, shortest=120, longest=380),
+    "smollm2_135m": dict(median=500, shortest=300, longest=760),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="tiny,smollm2_135m")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--examples", type=int, default=8)
+    flags = parser.parse_args()
+    matrix = jnp.ones((SIZE, SIZE))
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    rows = []
+    for name in flags.models.split(","):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
+        model = LlamaConfig(**shape_fields(config.model), vocab_size=vocab_size)
+        mesh = make_mesh({"data": 1}, jax.devices()[:1])
+        tx, schedule = make_optimizer(config.optimizer, 1000)
+        shardings = state_shardings(model, tx, mesh)
+        settings = LossSettings(
+            model=model,
+            objective=objective_of(config.objective),
+            chunk=config.objective.chunk,
+            remat=config.train.remat,
+        )
+        steps = make_steps(settings, tx, schedule, shardings, mesh)
+        examples = published_shape(flags.examples, vocab_size=vocab_size, **SHAPES[name])
+        batch = our_step(examples, "block", 5, 12, config.packing.row_length)
+        useful = 3 * forward_flops(model, **dataclasses.asdict(batch.work))
+        seconds, peaks = [], []
+        with jax.set_mesh(mesh):
+            state, sums = init_state(model, tx, shardings, 0), steps.zeros()
+            for number in range(1 + flags.rounds):
+                start = time.perf_counter()
+                state, sums, _ = run_step(steps, state, sums, batch)
+                jax.block_until_ready((state, sums))
+                middle = time.perf_counter()
+                for _ in range(4):
+                    product(matrix, matrix).block_until_ready()
+                if number:
+                    seconds.append(middle - start)
+                    peaks.append(4 * 2 * SIZE**3 / (time.perf_counter() - middle))
+        shares = [useful / taken / peak for taken, peak in zip(seconds, peaks, strict=True)]
+        rows.append(
+            {
+                "model": name,
+                "seconds a step": statistics.median(seconds),
+                "useful GFLOP/s": useful / statistics.median(seconds) / 1e9,
+                "matmul GFLOP/s": statistics.median(peaks) / 1e9,
+                "utilisation": statistics.median(shares),
+                "row use": float(batch.metrics["row_use"]),
+            }
+        )
+        del state, sums
+    record("utilisation", "utilisation of a training step on this CPU, float32", rows, **vars(flags))
+
+
+if __name__ == "__main__":
+    main()
