@@ -13,7 +13,9 @@ The six rows of `paper` are those of ReflectionCoder's ablation table (arXiv 240
 and MBPP+ are 74.4 and 63.2 (instructions), 77.4 and 66.5 (reflection_ce), 79.3 and 68.1 (self_distill), 80.5 and 69.6
 (full), 78.7 and 67.8 (full_first_source), 77.9 and 66.9 (full_second_source).
 
-Needs what the base needs, and disk for one checkpoint a row and seed. With `tiny` expect TINY_EXPECTATION
+Needs what the base needs, and disk for one checkpoint a row and seed. With `tiny` expect an hour or more: the six rows
+and five seeds took 90 minutes on 2 CPU cores that had other work too, the command started in two shells, each on a core
+of its own (taskset -c 0 python launch.py ..., taskset -c 1 ...). What came out stands in docs/ablations.md.
 """
 
 import importlib
