@@ -5,8 +5,9 @@
 Builds traces by running mutated programs, trains a tokenizer and a Llama of a million parameters from scratch,
 measures pass@1 on held-out tasks, exports a Hugging Face directory and writes report.html.
 
-Needs 2 CPU cores and 1 GB of memory (training peaks at 750 MB: ru_maxrss of 40 steps). Expect 10 minutes, of which 8.5
-are training, and a pass@1 of 71.5 % on 200 held-out tasks (docs/results.md).
+Needs 2 CPU cores and 1 GB of memory (training peaks at 750 MB: ru_maxrss of 40 steps). Expect 5 minutes on a quiet
+machine, 10 on a busy one, most of them training, and a pass@1 of about 70 % on 200 held-out tasks (71.5 and 69.5 % on
+two processors, docs/results.md).
 """
 
 from ml_collections import ConfigDict
