@@ -39,6 +39,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rcjax.host_memory import ask_for_huge_pages
+
 MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "inspect")
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -241,4 +243,5 @@ def _load_config(path: str):
 
 
 if __name__ == "__main__":
+    ask_for_huge_pages()
     app.run(main, flags_parser=parse_flags)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from rcjax.host_memory import ask_for_huge_pages
+
 MIB = 2**20
 
 
@@ -131,4 +133,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_huge_pages()  # as launch.py does; peers have them too
     main()

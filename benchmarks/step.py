@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.batches import Dense, dense_step, our_step
 from benchmarks.examples import published_shape
 from benchmarks.harness import alternate, median, record
+from rcjax.host_memory import ask_for_huge_pages
 from rcjax.model import LlamaConfig, init_params
 from rcjax.model.flops import forward_flops
 from rcjax.objective import make_objective
@@ -160,4 +161,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_huge_pages()  # as launch.py does; peers have them too
     main()

@@ -29,6 +29,7 @@ from tunix.sft import peft_trainer
 from benchmarks.harness import alternate, median, ratio, record
 from benchmarks.step import small_model
 from rcjax.blocks import Region
+from rcjax.host_memory import ask_for_huge_pages
 from rcjax.model import LlamaConfig, init_params
 from rcjax.objective import make_objective
 from rcjax.packing import assemble
@@ -215,4 +216,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_huge_pages()  # as launch.py does; peers have them too
     main()

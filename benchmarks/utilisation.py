@@ -25,6 +25,7 @@ from benchmarks.batches import our_step
 from benchmarks.examples import published_shape
 from benchmarks.harness import record
 from rcjax.hf.base_model import shape_fields
+from rcjax.host_memory import ask_for_huge_pages
 from rcjax.model import LlamaConfig
 from rcjax.model.flops import forward_flops
 from rcjax.sharding import make_mesh
@@ -96,4 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ask_for_huge_pages()  # as launch.py does; peers have them too
     main()

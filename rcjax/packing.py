@@ -136,7 +136,8 @@ def assemble(
       Arrays [G, M', S] (tokens, positions, segment_ids), [G, M', S] (single labels) and [G, M', S // 2] (pairs),
       with G = ceil(rows / M) microbatches. Unused slots have segment 0, unused labels weight 0; labels are
       left-aligned, so the number in use tells how many chunks the loss has to project. Where another network
-      teaches, pairs are [G, M', S] and there are ``TEACHER_ARRAYS`` [G, M', S]; see ``teacher_widths``.
+      teaches, pairs are [G, M', S] and there are ``TEACHER_ARRAYS`` [G, M', S]. ``widths`` tells what of it all is
+      computed.
     """
     ce_scale, kd_scale = _scales(views, normalisation)
     count = -(-len(rows) // rows_per_microbatch)
@@ -157,17 +158,30 @@ def assemble(
     return arrays
 
 
-def teacher_widths(
-    views: Sequence[ExampleViews], rows: Sequence[Sequence[int]], *, row_length: int, rows_per_microbatch: int
-) -> list[int]:
-    """How far into its rows another network has to read in each microbatch: [G], 0 where nothing is distilled.
+def by_cost(rows: Sequence[Sequence[int]], views: Sequence[ExampleViews]) -> list[list[int]]:
+    """The rows in descending order of slots in use, and of attention's work where those are equal.
 
-    A quarter, half, three quarters or the whole of a row, so that no more than four programs are compiled.
+    So the rows of a microbatch are much alike and no device waits long for its neighbour, and what room is left over
+    comes together in the last microbatch, which is cut (``widths``).
+    """
+
+    def cost(row):
+        lengths = [len(view) for item in row for view in (views[item].teacher, views[item].student) if view is not None]
+        return sum(lengths), sum(length * length for length in lengths)
+
+    return sorted(map(list, rows), key=cost, reverse=True)
+
+
+def widths(used: Sequence[int], row_length: int, rows_per_microbatch: int) -> list[int]:
+    """Over how many slots each microbatch is computed: [G], a quarter, half, three quarters or the whole of a row.
+
+    So no more than four programs are compiled, and the last microbatch of a step seldom costs a whole one.
+
+    Args:
+      used: [rows] slots in use; 0 for all rows of a microbatch gives width 0.
     """
     quarter = -(-row_length // 4)
-    used = [sum(len(views[item].taught_by) for item in items if views[item].taught_by is not None) for items in rows]
-    groups = range(0, len(rows), rows_per_microbatch)
-    longest = [max(used[first : first + rows_per_microbatch]) for first in groups]
+    longest = [max(used[first : first + rows_per_microbatch]) for first in range(0, len(used), rows_per_microbatch)]
     return [min(row_length, -(-length // quarter) * quarter) for length in longest]
 
 

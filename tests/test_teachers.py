@@ -14,7 +14,7 @@ from rcjax import objective as objectives
 from rcjax.curriculum import Curriculum
 from rcjax.data.loader import BatchSettings, StepSource
 from rcjax.objective import make_objective
-from rcjax.packing import TEACHER_ARRAYS, assemble, best_fit, teacher_widths
+from rcjax.packing import TEACHER_ARRAYS, assemble, best_fit, widths
 from rcjax.train.state import Average
 from rcjax.train.step import LossSettings, loss_fn
 from rcjax.views import build_views
@@ -45,11 +45,11 @@ def packed_loss(params, examples, masks, objective, teacher=None, own_teacher=Tr
     rows = best_fit([view.slots for view in views], ROW)
     shape = dict(row_length=ROW, rows_per_microbatch=2)
     arrays = assemble(views, rows, own_teacher=own_teacher, **shape)
-    widths = [0] * len(arrays["tokens"]) if own_teacher else teacher_widths(views, rows, **shape)
+    read = [0] * len(arrays["tokens"]) if own_teacher else widths(taught_slots(views, rows), **shape)
     settings = LossSettings(CONFIG, objective, teacher and teacher[0], compute_dtype=jnp.float64, chunk=16)
     step = compiled(settings)
     total, grads = 0.0, jax.tree.map(jnp.zeros_like, params)
-    for index, width in enumerate(widths):
+    for index, width in enumerate(read):
         microbatch = {
             name: array[index][:, :width] if name in TEACHER_ARRAYS else array[index]
             for name, array in arrays.items()
@@ -59,6 +59,10 @@ def packed_loss(params, examples, masks, objective, teacher=None, own_teacher=Tr
         (loss, _), new = step(params, microbatch, teacher and teacher[1])
         total, grads = total + loss, jax.tree.map(jnp.add, grads, new)
     return total, grads
+
+
+def taught_slots(views, rows):
+    return [sum(0 if views[item].taught_by is None else len(views[item].taught_by) for item in row) for row in rows]
 
 
 def compiled(settings):
@@ -171,16 +175,16 @@ def test_widths_of_teacher_rows_are_few_and_enough():
         rows = best_fit([view.slots for view in views], ROW)
         shape = dict(row_length=ROW, rows_per_microbatch=3)
         arrays = assemble(views, rows, own_teacher=False, **shape)
-        widths = teacher_widths(views, rows, **shape)
-        assert len(widths) == len(arrays["tokens"])
+        read = widths(taught_slots(views, rows), **shape)
+        assert len(read) == len(arrays["tokens"])
         for width, segments, slots, weights in zip(
-            widths, arrays["teacher_segment_ids"], arrays["pair_teacher_slots"], arrays["pair_kd"], strict=True
+            read, arrays["teacher_segment_ids"], arrays["pair_teacher_slots"], arrays["pair_kd"], strict=True
         ):
             used = np.flatnonzero(segments.any(0))
             assert (used.max() + 1 if len(used) else 0) <= width
             assert slots[weights > 0].max(initial=-1) < max(width, 1)
             assert slots.max() <= max(width - 1, 0)  # no gather out of bounds, weighted or not
-        seen |= set(widths)
+        seen |= set(read)
     assert seen <= {0, ROW // 4, ROW // 2, 3 * ROW // 4, ROW}
     assert 0 in seen  # at the end blockwise sees no block any more: nothing to distil, nothing to read
 
@@ -208,7 +212,7 @@ def test_moving_average_is_the_corrected_one_of_its_formula():
 def test_a_whole_curriculum_needs_a_few_programs():
     examples = random_examples(13, 80)
     params, teacher = random_params(5), other_params()
-    for own, most in ((True, 1), (False, 5)):  # no teacher rows, or one of four widths of them
+    for own, most in ((True, 4), (False, 5)):  # four widths of the rows, or none to four of teacher rows
         objective = make_objective("blockwise")
         settings = BatchSettings(objective, Curriculum("block"), 8, 20, ROW, 1, "example", 0, own)
         source = StepSource([examples], [1], settings)

@@ -17,7 +17,7 @@ import numpy as np
 from rcjax.blocks import REFLECTION, Example
 from rcjax.curriculum import Curriculum, mask_rate
 from rcjax.objective import Objective
-from rcjax.packing import TEACHER_ARRAYS, assemble, best_fit, examples_of_step, teacher_widths
+from rcjax.packing import PAIR_ARRAYS, TEACHER_ARRAYS, assemble, best_fit, by_cost, examples_of_step, widths
 from rcjax.views import ExampleViews, Work, build_views, student_mask, work_of
 
 
@@ -47,7 +47,9 @@ class StepBatch:
       work: what the network that is trained computes.
       taught: what another network that teaches computes.
       spared: what the first would compute besides if hidden tokens were masked instead of left out.
-      teacher_widths: ``packing.teacher_widths``'s, [G]; empty where the network teaches itself.
+      widths: over how many slots each microbatch is computed, [G] (``packing.widths``); the whole of a row where
+        another network teaches.
+      teacher_widths: the same of another network's rows, [G]; empty where the network teaches itself.
     """
 
     step: int
@@ -56,6 +58,7 @@ class StepBatch:
     work: Work
     taught: Work
     spared: Work
+    widths: tuple[int, ...]
     teacher_widths: tuple[int, ...] = ()
 
     @property
@@ -64,12 +67,14 @@ class StepBatch:
         return len(self.arrays["tokens"])
 
     def microbatch(self, index: int) -> dict[str, np.ndarray]:
-        """Arrays [M, ...] of one microbatch; another network's rows are cut to what it has to read."""
-        arrays = {name: array[index] for name, array in self.arrays.items() if name not in TEACHER_ARRAYS}
-        width = self.teacher_widths[index] if self.teacher_widths else 0
-        if width:
-            arrays |= {name: self.arrays[name][index][:, :width] for name in TEACHER_ARRAYS}
-        return arrays
+        """Arrays [M, ...] of one microbatch, cut to what has to be computed."""
+        width = self.widths[index]
+        pairs = width if self.teacher_widths else (width + 1) // 2
+        cuts = dict.fromkeys(PAIR_ARRAYS, pairs)
+        if self.teacher_widths:
+            cuts |= dict.fromkeys(TEACHER_ARRAYS, self.teacher_widths[index])
+        arrays = {name: array[index, :, : cuts.get(name, width)] for name, array in self.arrays.items()}
+        return {name: array for name, array in arrays.items() if array.shape[1]}
 
 
 def views_of_step(
@@ -103,7 +108,7 @@ class StepSource:
     def __getitem__(self, step: int) -> StepBatch:
         settings = self._settings
         views, rate = views_of_step(self._sources, self._repeats, settings, step)
-        rows = best_fit([view.slots for view in views], settings.row_length)
+        rows = by_cost(best_fit([view.slots for view in views], settings.row_length), views)
         arrays = assemble(
             views,
             rows,
@@ -112,11 +117,16 @@ class StepSource:
             normalisation=settings.normalisation,
             own_teacher=settings.own_teacher,
         )
-        widths = ()
+
+        def cut(lengths):  # [examples] -> [G]
+            used = [sum(lengths[item] for item in row) for row in rows]
+            return tuple(widths(used, settings.row_length, settings.rows_per_microbatch))
+
+        # Both cut at once would be too many programs, and where another network teaches its rows vary the more.
+        computed, taught = cut([view.slots for view in views]), ()
         if not settings.own_teacher:
-            widths = teacher_widths(
-                views, rows, row_length=settings.row_length, rows_per_microbatch=settings.rows_per_microbatch
-            )
+            computed = (settings.row_length,) * len(computed)
+            taught = cut([0 if view.taught_by is None else len(view.taught_by) for view in views])
         students = [len(view.student) for view in views if view.student is not None]
         teachers = [view.taught_by or view.teacher for view in views]
         used = sum(view.slots for view in views)
@@ -126,10 +136,10 @@ class StepSource:
             "teacher_tokens_per_example": float(np.mean([len(view) for view in teachers if view is not None] or [0])),
             "examples": float(len(views)),
             "tokens": float(sum(view.computed_tokens for view in views)),
-            "row_use": used / (len(rows) * settings.row_length),
+            "row_use": used / (sum(computed) * settings.rows_per_microbatch),
             "microbatches": float(len(arrays["tokens"])),
         }
-        return StepBatch(step, arrays, metrics, *work_of(views, settings.own_teacher), tuple(widths))
+        return StepBatch(step, arrays, metrics, *work_of(views, settings.own_teacher), computed, taught)
 
 
 def step_batches(source: StepSource, prefetch: int) -> Any:

@@ -54,16 +54,42 @@ def _project_backward(contracted, kept, gradient):
 project.defvjp(_project_forward, _project_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Root mean square normalisation (Zhang & Sennrich 2019) over the last dimension: [..., D], [D] -> [..., D].
 
-    Computed in float32 or wider; the result has the dtype of ``x``.
+    Computed in float32 or wider; the result has the dtype of ``x``. The gradient is written out: it keeps one number
+    a row besides ``x`` for the backward pass, and its sums are products, which XLA on CPU adds up several times faster
+    than reductions (a training step of the demo model takes a tenth less).
     """
+    return _rms_norm_forward(x, scale, eps)[0]
+
+
+def _rms_norm_forward(x, scale, eps):
     precise = x.astype(jnp.promote_types(jnp.float32, x.dtype))
-    variance = jnp.mean(jnp.square(precise), axis=-1, keepdims=True)
-    normed = precise * jax.lax.rsqrt(variance + eps)
+    inverse = jax.lax.rsqrt(_row_dots(precise, precise) / x.shape[-1] + eps)[..., None]  # [..., 1]
     # Rounded before the scale, as Llama does: the other order differs in bfloat16.
-    return normed.astype(x.dtype) * scale.astype(x.dtype)
+    return (precise * inverse).astype(x.dtype) * scale.astype(x.dtype), (x, scale, inverse)
+
+
+def _rms_norm_backward(eps, kept, gradient):
+    x, scale, inverse = kept
+    gradient = gradient.astype(inverse.dtype)
+    normed = x.astype(inverse.dtype) * inverse
+    rows = "abcdefg"[: x.ndim - 1]
+    d_scale = jnp.einsum(f"{rows}z,{rows}z->z", gradient, normed, precision=jax.lax.Precision.HIGHEST)
+    d_normed = gradient * scale.astype(inverse.dtype)
+    # normed has length sqrt(D) by construction, so no gradient goes along it.
+    d_x = inverse * (d_normed - normed * (_row_dots(d_normed, normed)[..., None] / x.shape[-1]))
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
+
+
+def _row_dots(x: jax.Array, y: jax.Array) -> jax.Array:
+    """sum(x * y) over the last dimension, in full precision on every backend."""
+    return jnp.einsum("...z,...z->...", x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 class RMSNorm(nnx.Module):

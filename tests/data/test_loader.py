@@ -67,3 +67,31 @@ def test_random_masks_are_drawn_anew_at_every_step():
     views = {laid(step, seed) for step in (6, 7, 8) for seed in (0, 1)}
     assert {rate for rate, _ in views} == {0.5}
     assert len(views) == 6
+
+
+@pytest.mark.parametrize("own_teacher", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_microbatches_are_cut_to_what_they_use(rows, own_teacher):
+    quarter = SETTINGS.row_length // 4
+    seen = set()
+    for step in range(12):
+        batch = source(rows_per_microbatch=rows, own_teacher=own_teacher)[step]
+        loads, computed = [], 0
+        for index in range(batch.microbatches):
+            cut = batch.microbatch(index)
+            for name, array in batch.arrays.items():
+                kept = cut[name].shape[1] if name in cut else 0
+                np.testing.assert_array_equal(cut[name] if kept else array[index, :, :0], array[index, :, :kept])
+                assert not array[index, :, kept:].any(), name  # padding alone is cut off
+            width = cut["tokens"].shape[1]
+            assert width % quarter == 0
+            if own_teacher:
+                assert (cut["segment_ids"][:, width - quarter :] > 0).any()  # and it could not be cut further
+            assert cut["single_slots"].max() < width
+            assert cut["pair_student_slots"].max() < width
+            loads += (cut["segment_ids"] > 0).sum(1).tolist()
+            computed += cut["tokens"].size
+            seen.add(width)
+        assert loads == sorted(loads, reverse=True)  # rows of a microbatch are alike, what is left over comes last
+        assert batch.metrics["row_use"] == sum(loads) / computed
+    assert len(seen) > 1 or not own_teacher
