@@ -39,6 +39,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
 
 MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "inspect")
@@ -243,5 +244,6 @@ def _load_config(path: str):
 
 
 if __name__ == "__main__":
+    one_device_per_core()
     ask_for_huge_pages()
     app.run(main, flags_parser=parse_flags)

@@ -35,7 +35,7 @@ class Dense:
 
 
 def our_step(
-    examples: Sequence[Example], curriculum: str, step: int, steps: int, row_length: int, rows: int = 1
+    examples: Sequence[Example], curriculum: str, step: int, steps: int, row_length: int, rows: int = 1, cuts: int = 8
 ) -> StepBatch:
     """All ``examples`` in one optimizer step, at the mask rate of ``step`` of ``steps``."""
     settings = BatchSettings(
@@ -47,6 +47,7 @@ def our_step(
         rows_per_microbatch=rows,
         normalisation="example",
         seed=0,
+        cuts=cuts,
     )
     return StepSource([list(examples)], [1], settings)[step]
 

@@ -23,6 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 def compile_step() -> None:
     """Prints the seconds that tracing, lowering and compiling the demo's step takes."""
+    from rcjax.host_devices import one_device_per_core
+
+    one_device_per_core()
     import jax
     import jax.numpy as jnp
 
@@ -30,22 +33,25 @@ def compile_step() -> None:
     from rcjax.hf.base_model import shape_fields
     from rcjax.model import LlamaConfig
     from rcjax.packing import PAIR_ARRAYS, SINGLE_ARRAYS, TOKEN_ARRAYS
-    from rcjax.sharding import make_mesh
+    from rcjax.sharding import make_mesh, row_shards
     from rcjax.train.loop import objective_of
     from rcjax.train.state import abstract_state, make_optimizer, state_shardings
     from rcjax.train.step import LossSettings, make_steps
 
     config = tiny.get_config()
     model = LlamaConfig(**shape_fields(config.model), vocab_size=config.tokenizer.vocab_size)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    mesh = make_mesh(config.mesh)
     tx, schedule = make_optimizer(config.optimizer, 100)
     shardings = state_shardings(model, tx, mesh)
     settings = LossSettings(model=model, objective=objective_of(config.objective), chunk=config.objective.chunk)
     steps = make_steps(settings, tx, schedule, shardings, mesh)
     state = abstract_state(model, tx, shardings)
     length = config.packing.row_length
-    rows = {name: jax.ShapeDtypeStruct((1, length), dtype) for name, dtype in (TOKEN_ARRAYS | SINGLE_ARRAYS).items()}
-    rows |= {name: jax.ShapeDtypeStruct((1, length // 2), dtype) for name, dtype in PAIR_ARRAYS.items()}
+    count = row_shards(mesh)
+    rows = {
+        name: jax.ShapeDtypeStruct((count, length), dtype) for name, dtype in (TOKEN_ARRAYS | SINGLE_ARRAYS).items()
+    }
+    rows |= {name: jax.ShapeDtypeStruct((count, length // 2), dtype) for name, dtype in PAIR_ARRAYS.items()}
     jnp.zeros(()).block_until_ready()  # the backend is up
     with jax.set_mesh(mesh):
         sums = jax.eval_shape(steps.zeros)

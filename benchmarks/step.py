@@ -27,11 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.batches import Dense, dense_step, our_step
 from benchmarks.examples import published_shape
 from benchmarks.harness import alternate, median, record
+from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
 from rcjax.model import LlamaConfig, init_params
 from rcjax.model.flops import forward_flops
 from rcjax.objective import make_objective
-from rcjax.sharding import make_mesh
+from rcjax.sharding import make_mesh, row_shards
 from rcjax.train.loop import run_step
 from rcjax.train.state import init_state, make_optimizer, state_shardings
 from rcjax.train.step import LossSettings, make_steps
@@ -60,7 +61,7 @@ class Ours:
     """The trainer's own step."""
 
     def __init__(self, config: LlamaConfig, params, chunk: int):
-        mesh = make_mesh({"data": 1}, jax.devices()[:1])
+        mesh = make_mesh({"data": -1})
         fields = dict(learning_rate=RATE, warmup_ratio=0.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
         tx, _ = make_optimizer(ConfigDict(fields), 1_000_000)  # so long that the rate stays where it is
         shardings = state_shardings(config, tx, mesh)
@@ -69,7 +70,7 @@ class Ours:
         with jax.set_mesh(mesh):
             self.state = init_state(config, tx, shardings, 0, jax.tree.map(jax.numpy.array, params))
             self.sums = self.steps.zeros()
-        self.mesh = mesh
+        self.mesh, self.rows = mesh, row_shards(mesh)
 
     def __call__(self, batch) -> float:
         with jax.set_mesh(self.mesh):
@@ -123,7 +124,7 @@ def main() -> None:
     peers = {name: peer(name, config, params) for name in flags.peers.split(",")}
     rows, seconds = [], {}
     for state in STATES:
-        batch = our_step(examples, "block", state, STEPS, flags.row)
+        batch = our_step(examples, "block", state, STEPS, flags.row, ours.rows)
         runs = {"ours": lambda batch=batch: ours(batch)}
         for name, (step, convert) in peers.items():
             multiple = 128 if name == "jax" else 1  # every length is a program of its own there
@@ -161,5 +162,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    one_device_per_core()  # as launch.py does
     ask_for_huge_pages()  # as launch.py does; peers have them too
     main()

@@ -29,6 +29,7 @@ from tunix.sft import peft_trainer
 from benchmarks.harness import alternate, median, ratio, record
 from benchmarks.step import small_model
 from rcjax.blocks import Region
+from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
 from rcjax.model import LlamaConfig, init_params
 from rcjax.objective import make_objective
@@ -137,7 +138,7 @@ class Ours:
     """The trainer's step; one microbatch of all rows."""
 
     def __init__(self, config: LlamaConfig, params, teacher_params, tokens: np.ndarray, chunk: int):
-        mesh = make_mesh({"data": 1}, jax.devices()[:1])
+        mesh = make_mesh({"data": -1})
         fields = dict(learning_rate=RATE, warmup_ratio=0.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1e9)
         tx, _ = make_optimizer(ConfigDict(fields), 1_000_000)
         shardings = state_shardings(config, tx, mesh)
@@ -154,7 +155,7 @@ class Ours:
             rows_per_microbatch=len(views),
             own_teacher=not taught,
         )
-        self._microbatch = {name: jax.device_put(array[0]) for name, array in arrays.items()}
+        self._microbatch = {name: jax.device_put(array[0], self._steps.row_sharding) for name, array in arrays.items()}
         self._mesh, self._teacher = mesh, jax.tree.map(jnp.array, teacher_params) if taught else None
         with jax.set_mesh(mesh):
             self._state = init_state(config, tx, shardings, 0, jax.tree.map(jnp.array, params))
@@ -216,5 +217,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    one_device_per_core()  # as launch.py does
     ask_for_huge_pages()  # as launch.py does; peers have them too
     main()

@@ -25,10 +25,11 @@ from benchmarks.batches import our_step
 from benchmarks.examples import published_shape
 from benchmarks.harness import record
 from rcjax.hf.base_model import shape_fields
+from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
 from rcjax.model import LlamaConfig
 from rcjax.model.flops import forward_flops
-from rcjax.sharding import make_mesh
+from rcjax.sharding import make_mesh, row_shards
 from rcjax.train.loop import objective_of, run_step
 from rcjax.train.state import init_state, make_optimizer, state_shardings
 from rcjax.train.step import LossSettings, make_steps
@@ -55,7 +56,7 @@ def main() -> None:
         config = importlib.import_module(f"configs.{name}").get_config()
         vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
         model = LlamaConfig(**shape_fields(config.model), vocab_size=vocab_size)
-        mesh = make_mesh({"data": 1}, jax.devices()[:1])
+        mesh = make_mesh({"data": -1})
         tx, schedule = make_optimizer(config.optimizer, 1000)
         shardings = state_shardings(model, tx, mesh)
         settings = LossSettings(
@@ -66,7 +67,7 @@ def main() -> None:
         )
         steps = make_steps(settings, tx, schedule, shardings, mesh)
         examples = published_shape(flags.examples, vocab_size=vocab_size, **SHAPES[name])
-        batch = our_step(examples, "block", 5, 12, config.packing.row_length)
+        batch = our_step(examples, "block", 5, 12, config.packing.row_length, row_shards(mesh), config.packing.cuts)
         useful = 3 * forward_flops(model, **dataclasses.asdict(batch.work))
         seconds, peaks = [], []
         with jax.set_mesh(mesh):
@@ -97,5 +98,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    one_device_per_core()  # as launch.py does
     ask_for_huge_pages()  # as launch.py does; peers have them too
     main()

@@ -130,6 +130,7 @@ def get_config() -> ConfigDict:
         dict(
             row_length=8192,  # slots; both views of an example lie in one row
             rows_per_device=1,  # of a microbatch; its rows are split over replica, data and fsdp
+            cuts=4,  # widths that a microbatch may be cut to; each that occurs is compiled once
         )
     )
     config.optimizer = ConfigDict(
@@ -149,7 +150,7 @@ def get_config() -> ConfigDict:
             epochs=2.0,
             steps=placeholder(int),  # optimizer steps; None: from `epochs`
             compute_dtype="float32",
-            remat="none",  # none, dots, full: what the backward pass computes again
+            remat="none",  # what the backward pass computes again: none, dots, full; offload (rcjax/model/llama.py)
             log_every=10,  # steps between two lines of metrics
         )
     )

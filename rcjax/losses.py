@@ -4,21 +4,28 @@ Only labelled slots reach the output projection: gather first, project second. A
 its loss taken and its gradient with respect to hidden states and projection computed at once, so no
 [tokens, vocabulary] tensor outlives a chunk; the backward pass only scales what the forward pass kept.
 Logits, softmax and loss are float32 (float64 in float64 runs) whatever the compute dtype.
+
+On a mesh each device works its own rows against its own part of the vocabulary (``shard_map``). Of a chunk nothing but
+sums of one number a label crosses devices, where the vocabulary is split; gradients are added up once, behind the last
+chunk. Left to itself the compiler adds up the projection's whole gradient over devices after every chunk, and gathers
+logits over rows (tests/test_losses_on_meshes.py).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from rcjax.sharding import RULES, on_each_device
+
 Labels = Mapping[str, jax.Array]
 
-SINGLE = ("single_targets", "single_ce")
-PAIR = ("pair_targets", "pair_teacher_ce", "pair_student_ce", "pair_kd")
+BATCH, VOCAB = RULES["batch"], RULES["vocab"]
 
 
 def divergence(
@@ -27,6 +34,7 @@ def divergence(
     kind: str = "forward_kl",
     temperature: float = 1.0,
     beta: float = 0.5,
+    split: bool = False,
 ) -> jax.Array:
     """D(teacher, student) of softmax(logits / T), times T**2: [..., V], [..., V] -> [...].
 
@@ -37,41 +45,97 @@ def divergence(
       kind: a name of ``DIVERGENCES``.
       temperature: T.
       beta: weight of the teacher in the mixture of ``jsd``.
+      split: inside of ``shard_map``, logits are this device's part of the vocabulary.
     """
-    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
-    student = jax.nn.log_softmax(student_logits / temperature)
-    return DIVERGENCES[kind](teacher, student, beta) * temperature**2
+    teacher = _log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature, split)
+    student = _log_softmax(student_logits / temperature, split)
+    return DIVERGENCES[kind](teacher, student, beta, split) * temperature**2
 
 
-def _kl(p: jax.Array, q: jax.Array) -> jax.Array:
+def _kl(p: jax.Array, q: jax.Array, split: bool) -> jax.Array:
     """sum_v exp(p) (p - q) of log-probabilities."""
-    return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+    return _total(jnp.exp(p) * (p - q), split)
 
 
-def _jsd(teacher: jax.Array, student: jax.Array, beta: float) -> jax.Array:
+def _jsd(teacher: jax.Array, student: jax.Array, beta: float, split: bool) -> jax.Array:
     """beta KL(teacher || M) + (1 - beta) KL(student || M) with M = beta teacher + (1 - beta) student.
 
     Generalized Jensen-Shannon divergence: Agarwal et al. 2023, arXiv 2306.13649, section 2.
     """
     mixture = jnp.logaddexp(teacher + jnp.log(beta), student + jnp.log1p(-beta))
-    return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
+    return beta * _kl(teacher, mixture, split) + (1 - beta) * _kl(student, mixture, split)
 
 
 DIVERGENCES = {
-    "forward_kl": lambda teacher, student, beta: _kl(teacher, student),
-    "reverse_kl": lambda teacher, student, beta: _kl(student, teacher),
+    "forward_kl": lambda teacher, student, beta, split: _kl(teacher, student, split),
+    "reverse_kl": lambda teacher, student, beta, split: _kl(student, teacher, split),
     "jsd": _jsd,
 }
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log softmax(logits)[target]: [..., V], [...] -> [...]."""
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+def cross_entropy(logits: jax.Array, targets: jax.Array, split: bool = False) -> jax.Array:
+    """-log softmax(logits)[target]: [..., V], [...] -> [...]; ``split`` as in ``divergence``."""
+    if not split:
+        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - picked
+    shifted, log_total = _shifted(logits)
+    index = targets - _first_column(logits.shape[-1])
+    mine = (index >= 0) & (index < logits.shape[-1])
+    picked = jnp.take_along_axis(shifted, jnp.where(mine, index, 0)[..., None], axis=-1)[..., 0]
+    return log_total - _add_parts(jnp.where(mine, picked, 0))
+
+
+# ---- a vocabulary that is split over devices
+
+
+def _log_softmax(logits: jax.Array, split: bool) -> jax.Array:
+    if not split:
+        return jax.nn.log_softmax(logits)
+    shifted, log_total = _shifted(logits)
+    return shifted - _use_in_parts(log_total)[..., None]
+
+
+def _shifted(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(logits - the largest of all parts, log of the sum of exp of those of all parts)."""
+    largest = jax.lax.pmax(jnp.max(jax.lax.stop_gradient(logits), axis=-1), VOCAB)
+    shifted = logits - largest[..., None]
+    return shifted, jnp.log(_total(jnp.exp(shifted), True))
+
+
+def _total(x: jax.Array, split: bool) -> jax.Array:
+    """Sum over the vocabulary."""
+    total = jnp.sum(x, axis=-1)
+    return _add_parts(total) if split else total
+
+
+def _first_column(size: int) -> jax.Array:
+    return jax.lax.axis_index(VOCAB) * size
+
+
+# Every device computes the same loss of what it has added up, and differentiates that. So the gradient of a sum over
+# devices is, for a device's own part, the gradient that it has; and that of a number which all devices use for their
+# parts is the sum of theirs.
+@jax.custom_vjp
+def _add_parts(x: jax.Array) -> jax.Array:
+    return jax.lax.psum(x, VOCAB)
+
+
+_add_parts.defvjp(lambda x: (_add_parts(x), None), lambda _, gradient: (gradient,))
+
+
+@jax.custom_vjp
+def _use_in_parts(x: jax.Array) -> jax.Array:
+    return x
+
+
+_use_in_parts.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.psum(gradient, VOCAB),))
+
+
+# ---- the loss
 
 
 class _Settings(NamedTuple):
-    """What a chunk's loss needs besides arrays; static under jit."""
+    """What the loss needs besides arrays; static under jit."""
 
     ce_weight: float
     kd_weight: float
@@ -79,6 +143,9 @@ class _Settings(NamedTuple):
     temperature: float
     beta: float
     vocab_size: int
+    chunk: int
+    spread: bool  # over the devices of a mesh
+    split: bool  # the vocabulary too
 
 
 def vocabulary_loss(
@@ -113,133 +180,197 @@ def vocabulary_loss(
       The loss (a scalar) and its parts ``ce`` and ``kl``, the divergence, whichever it is (for metrics; no gradient
       flows through the parts).
     """
-    with jax.named_scope("gather_labels"):
-        single = _gather(hidden, labels["single_slots"])  # [B, K, D]
-        student = _gather(hidden, labels["pair_student_slots"])  # [B, P, D]
-        own = _gather(hidden if teacher is None else teacher[0], labels["pair_teacher_slots"])  # [B, P, D or D']
-    single_labels = {name: labels[name] for name in SINGLE}
-    pair_labels = {name: labels[name] for name in PAIR}
-    size = head.shape[1] if vocab_size is None else vocab_size
-    settings = _Settings(float(ce_weight), float(kd_weight), divergence, float(temperature), float(beta), size)
+    mesh = jax.sharding.get_abstract_mesh()
+    spread = not mesh.empty and mesh.size > 1
+    parts = math.prod(mesh.shape[axis] for axis in VOCAB) if spread else 1
+    settings = _Settings(
+        float(ce_weight),
+        float(kd_weight),
+        divergence,
+        float(temperature),
+        float(beta),
+        head.shape[1] if vocab_size is None else vocab_size,
+        chunk,
+        spread,
+        parts > 1 and head.shape[1] % parts == 0,
+    )
+    labels = {name: labels[name] for names in (SINGLE, PAIR) for name in names}
     with jax.named_scope("vocabulary_loss"):
-        loss_s, ce_s, kl_s = _chunked(_single_loss, settings, chunk, (single,), (), head, None, single_labels)
-        if teacher is None:
-            parts = _chunked(_pair_loss, settings, chunk, (student, own), (), head, None, pair_labels)
-        else:
-            fixed = jax.lax.stop_gradient((own, teacher[1]))
-            parts = _chunked(_taught_loss, settings, chunk, (student,), fixed[:1], head, fixed[1], pair_labels)
-    loss_p, ce_p, kl_p = parts
-    return loss_s + loss_p, {"ce": ce_s + ce_p, "kl": kl_s + kl_p}
+        loss, ce, kl = _loss(settings, hidden, head, *jax.lax.stop_gradient(teacher or (None, None)), labels)
+    return loss, {"ce": ce, "kl": kl}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(settings: _Settings, hidden, head, teacher, teacher_head, labels):
+    """(loss, ce, kl). Only ``loss`` is differentiable, by ``hidden`` and ``head``."""
+    return _everywhere(_totals, settings, ((), (), ()))(hidden, head, teacher, teacher_head, labels)
+
+
+def _forward(settings: _Settings, hidden, head, teacher, teacher_head, labels):
+    gradients = ("batch", None, None), ("embed", "vocab" if settings.split else None)
+    run = _everywhere(_totals_and_gradients, settings, ((), (), (), *gradients))
+    loss, ce, kl, d_hidden, d_head = run(hidden, head, teacher, teacher_head, labels)
+    return (loss, ce, kl), (d_hidden, d_head)
+
+
+def _backward(settings: _Settings, kept, cotangents):
+    scale = cotangents[0]  # ce and kl are metrics: their cotangents are dropped on purpose
+    d_hidden, d_head = ((gradient * scale).astype(gradient.dtype) for gradient in kept)
+    return d_hidden, d_head, None, None, None
+
+
+_loss.defvjp(_forward, _backward)
+
+
+def _everywhere(function, settings: _Settings, out_axes):
+    """``function`` on the rows, and the part of the vocabulary, of each device."""
+    rows, columns = ("batch", None, None), (None, "vocab" if settings.split else None)
+    return on_each_device(
+        functools.partial(function, settings), (rows, columns, rows, columns, ("batch", None)), out_axes
+    )
+
+
+def _totals(settings: _Settings, hidden, head, teacher, teacher_head, labels):
+    totals = _zeros(hidden, 3)
+    for part in PARTS if teacher is None else TAUGHT_PARTS:
+        part_labels = part.labels(labels, settings.chunk)
+
+        def body(index, totals, part=part, part_labels=part_labels):
+            chunk = _slices(part_labels, index, settings.chunk)
+            states, fixed = part.states(hidden, teacher, chunk)
+            loss, (ce, kl) = part.loss(settings, states, fixed, head, teacher_head, chunk)
+            return totals[0] + loss, totals[1] + ce, totals[2] + kl
+
+        totals = jax.lax.fori_loop(0, _chunks_in_use(settings, part_labels), body, totals)
+    return jax.lax.psum(totals, BATCH) if settings.spread else totals
+
+
+def _totals_and_gradients(settings: _Settings, hidden, head, teacher, teacher_head, labels):
+    precise = jnp.promote_types(jnp.float32, hidden.dtype)
+    carry = _zeros(hidden, 3), jnp.zeros(hidden.shape, precise), jnp.zeros(head.shape, precise)
+    rows = jnp.arange(hidden.shape[0])[:, None]
+    for part in PARTS if teacher is None else TAUGHT_PARTS:
+        part_labels = part.labels(labels, settings.chunk)
+
+        def body(index, carry, part=part, part_labels=part_labels):
+            (loss, ce, kl), d_hidden, d_head = carry
+            chunk = _slices(part_labels, index, settings.chunk)
+            states, fixed = part.states(hidden, teacher, chunk)
+            (new_loss, (new_ce, new_kl)), (d_states, d_head_part) = jax.value_and_grad(
+                lambda states, head: part.loss(settings, states, fixed, head, teacher_head, chunk), (0, 1), has_aux=True
+            )(states, head)
+            d_hidden = d_hidden.at[rows, part.slots(chunk)].add(d_states.astype(precise))
+            return (loss + new_loss, ce + new_ce, kl + new_kl), d_hidden, d_head + d_head_part.astype(precise)
+
+        carry = jax.lax.fori_loop(0, _chunks_in_use(settings, part_labels), body, carry)
+    totals, d_hidden, d_head = carry
+    if settings.spread:
+        totals = jax.lax.psum(totals, BATCH)
+        (scattered,) = RULES["embed"]
+        d_head = jax.lax.psum(d_head, tuple(axis for axis in BATCH if axis != scattered))
+        d_head = jax.lax.psum_scatter(d_head, scattered, scatter_dimension=0, tiled=True)
+        if settings.split:
+            d_hidden = jax.lax.psum(d_hidden, VOCAB)
+    return *totals, d_hidden.astype(hidden.dtype), d_head.astype(head.dtype)
+
+
+def _zeros(hidden: jax.Array, count: int) -> tuple[jax.Array, ...]:
+    return (jnp.zeros((), jnp.promote_types(jnp.float32, hidden.dtype)),) * count
+
+
+def _chunks_in_use(settings: _Settings, labels: Labels) -> jax.Array:
+    weights = (value != 0 for name, value in labels.items() if not name.endswith(("targets", "slots")))
+    used = functools.reduce(jnp.logical_or, weights)
+    columns = jnp.where(used, jnp.arange(1, used.shape[1] + 1), 0)
+    count = (jnp.max(columns, initial=0) + settings.chunk - 1) // settings.chunk
+    # Devices that share rows talk in every chunk. All run as many, so that no device ever waits for one that is done.
+    return jax.lax.pmax(count, BATCH) if settings.split else count
+
+
+def _slices(arrays: Labels, index: jax.Array, chunk: int) -> Labels:
+    return jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, index * chunk, chunk, axis=1), arrays)
 
 
 def _gather(hidden: jax.Array, slots: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden, slots[..., None], axis=1)
 
 
-def _project(states: jax.Array, head: jax.Array, vocab_size: int) -> jax.Array:
+# ---- what a chunk of labels costs
+
+
+class _Part(NamedTuple):
+    """Labels of one kind.
+
+    Attributes:
+      names: of the arrays that describe them.
+      slot_names: of those, which slots of ``hidden`` are projected; behind one another where there are several.
+      loss: (settings, states, fixed, head, teacher_head, labels) -> (loss, (ce, kl)).
+      fixed_slots: which slots of another network's states are.
+    """
+
+    names: tuple[str, ...]
+    slot_names: tuple[str, ...]
+    loss: Callable
+    fixed_slots: str = ""
+
+    def labels(self, labels: Labels, chunk: int) -> Labels:
+        """Its labels, padded to whole chunks."""
+        short = -labels[self.names[0]].shape[1] % chunk
+        return {name: jnp.pad(labels[name], ((0, 0), (0, short))) for name in self.names}
+
+    def slots(self, labels: Labels) -> jax.Array:
+        return jnp.concatenate([labels[name] for name in self.slot_names], axis=1)
+
+    def states(self, hidden, teacher, labels: Labels) -> tuple[jax.Array, jax.Array | None]:
+        return _gather(hidden, self.slots(labels)), _gather(
+            teacher, labels[self.fixed_slots]
+        ) if self.fixed_slots else None
+
+
+def _project(settings: _Settings, states: jax.Array, head: jax.Array) -> jax.Array:
     precise = jnp.promote_types(jnp.float32, states.dtype)
     logits = jnp.einsum("bcd,dv->bcv", states, head, preferred_element_type=precise)
-    if vocab_size == head.shape[1]:
+    size = head.shape[1]
+    if not settings.split and settings.vocab_size == size:
         return logits
+    columns = jnp.arange(size) + (_first_column(size) if settings.split else 0)
     # Low enough for a probability of exactly 0 at any temperature, yet finite: 0 * (a - b) stays 0 in a divergence.
-    return jnp.where(jnp.arange(head.shape[1]) < vocab_size, logits, -1e30)
+    return jnp.where(columns < settings.vocab_size, logits, -1e30)
 
 
 def _single_loss(settings: _Settings, states, fixed, head, teacher_head, labels):
-    nll = cross_entropy(_project(states[0], head, settings.vocab_size), labels["single_targets"])  # [B, C]
-    ce = jnp.sum(nll * labels["single_ce"])
+    logits = _project(settings, states, head)
+    ce = jnp.sum(cross_entropy(logits, labels["single_targets"], settings.split) * labels["single_ce"])
     return settings.ce_weight * ce, (ce, jnp.zeros_like(ce))
 
 
 def _pair_loss(settings: _Settings, states, fixed, head, teacher_head, labels):
     """Teacher and student are one network: both carry cross-entropy."""
-    student, teacher = (_project(state, head, settings.vocab_size) for state in states)  # [B, C, V]
-    ce = jnp.sum(cross_entropy(teacher, labels["pair_targets"]) * labels["pair_teacher_ce"])
+    student, teacher = jnp.split(_project(settings, states, head), 2, axis=1)  # [B, C, V] of one product
+    ce = jnp.sum(cross_entropy(teacher, labels["pair_targets"], settings.split) * labels["pair_teacher_ce"])
     return _distilled(settings, teacher, student, ce, labels)
 
 
 def _taught_loss(settings: _Settings, states, fixed, head, teacher_head, labels):
     """The teacher is another network: the student's side alone."""
-    student = _project(states[0], head, settings.vocab_size)
-    teacher = _project(fixed[0], teacher_head, settings.vocab_size).astype(student.dtype)
+    student = _project(settings, states, head)
+    teacher = _project(settings, fixed, teacher_head).astype(student.dtype)
     return _distilled(settings, teacher, student, 0.0, labels)
 
 
 def _distilled(settings: _Settings, teacher, student, ce, labels):
-    ce += jnp.sum(cross_entropy(student, labels["pair_targets"]) * labels["pair_student_ce"])
-    apart = divergence(teacher, student, settings.divergence, settings.temperature, settings.beta)  # [B, C]
+    ce += jnp.sum(cross_entropy(student, labels["pair_targets"], settings.split) * labels["pair_student_ce"])
+    apart = divergence(
+        teacher, student, settings.divergence, settings.temperature, settings.beta, settings.split
+    )  # [B, C]
     kl = jnp.sum(apart * labels["pair_kd"])
     return settings.ce_weight * ce + settings.kd_weight * kl, (ce, kl)
 
 
-def _chunks_in_use(labels: Labels, chunk: int) -> jax.Array:
-    used = functools.reduce(jnp.logical_or, (value != 0 for name, value in labels.items() if "targets" not in name))
-    columns = jnp.where(used, jnp.arange(1, used.shape[1] + 1), 0)
-    return (jnp.max(columns, initial=0) + chunk - 1) // chunk
-
-
-def _padded(array: jax.Array, chunk: int) -> jax.Array:
-    short = -array.shape[1] % chunk
-    return jnp.pad(array, ((0, 0), (0, short), *((0, 0),) * (array.ndim - 2)))
-
-
-def _slices(arrays, index: jax.Array, chunk: int):
-    return jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, index * chunk, chunk, axis=1), arrays)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked(loss_fn, settings, chunk, states, fixed, head, teacher_head, labels):
-    """Sum of ``loss_fn`` over chunks of label columns: (loss, ce, kl). Only ``loss`` is differentiable.
-
-    ``states`` and ``head`` get gradients, ``fixed`` (states of another network) and ``teacher_head`` none.
-    """
-    states, fixed, labels = jax.tree.map(lambda array: _padded(array, chunk), (states, fixed, labels))
-
-    def body(index, totals):
-        part, fixed_part, part_labels = _slices((states, fixed, labels), index, chunk)
-        loss, (ce, kl) = loss_fn(settings, part, fixed_part, head, teacher_head, part_labels)
-        return totals[0] + loss, totals[1] + ce, totals[2] + kl
-
-    zero = jnp.zeros((), jnp.promote_types(jnp.float32, states[0].dtype))
-    return jax.lax.fori_loop(0, _chunks_in_use(labels, chunk), body, (zero, zero, zero))
-
-
-def _chunked_forward(loss_fn, settings, chunk, states, fixed, head, teacher_head, labels):
-    lengths = [state.shape[1] for state in states]
-    states, fixed, labels = jax.tree.map(lambda array: _padded(array, chunk), (states, fixed, labels))
-    precise = jnp.promote_types(jnp.float32, states[0].dtype)
-
-    def body(index, carry):
-        (loss, ce, kl), d_states, d_head = carry
-        part, fixed_part, part_labels = _slices((states, fixed, labels), index, chunk)
-        (new_loss, (new_ce, new_kl)), (d_part, d_head_part) = jax.value_and_grad(
-            lambda part, head: loss_fn(settings, part, fixed_part, head, teacher_head, part_labels),
-            argnums=(0, 1),
-            has_aux=True,
-        )(part, head)
-        d_states = tuple(
-            jax.lax.dynamic_update_slice_in_dim(whole, piece.astype(whole.dtype), index * chunk, axis=1)
-            for whole, piece in zip(d_states, d_part, strict=True)
-        )
-        return (loss + new_loss, ce + new_ce, kl + new_kl), d_states, d_head + d_head_part.astype(precise)
-
-    zero = jnp.zeros((), precise)
-    start = ((zero, zero, zero), tuple(map(jnp.zeros_like, states)), jnp.zeros(head.shape, precise))
-    totals, d_states, d_head = jax.lax.fori_loop(0, _chunks_in_use(labels, chunk), body, start)
-    d_states = tuple(grad[:, :length] for grad, length in zip(d_states, lengths, strict=True))
-    return totals, (d_states, d_head.astype(head.dtype))
-
-
-def _chunked_backward(loss_fn, settings, chunk, kept, cotangents):
-    d_states, d_head = kept
-    scale = cotangents[0]  # ce and kl are metrics: their cotangents are dropped on purpose
-    return (
-        tuple((grad * scale).astype(grad.dtype) for grad in d_states),
-        None,
-        (d_head * scale).astype(d_head.dtype),
-        None,
-        None,
-    )
-
-
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+SINGLE = ("single_slots", "single_targets", "single_ce")
+PAIR = ("pair_teacher_slots", "pair_student_slots", "pair_targets", "pair_teacher_ce", "pair_student_ce", "pair_kd")
+PARTS = (
+    _Part(SINGLE, ("single_slots",), _single_loss),
+    _Part(PAIR, ("pair_student_slots", "pair_teacher_slots"), _pair_loss),
+)
+TAUGHT_PARTS = (PARTS[0], _Part(PAIR, ("pair_student_slots",), _taught_loss, "pair_teacher_slots"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import heapq
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,10 @@ PAIR_ARRAYS = {
     "pair_student_ce": np.float32,
     "pair_kd": np.float32,
 }
+
+
+# What a microbatch costs besides its slots (adding gradients up, many small products), as a share of a row.
+PER_MICROBATCH = 0.05
 
 
 class RowTooShortError(ValueError):
@@ -158,6 +163,49 @@ def assemble(
     return arrays
 
 
+def pack_step(
+    views: Sequence[ExampleViews], row_length: int, rows_per_microbatch: int, cuts: int = 4
+) -> list[list[int]]:
+    """Rows of a step: item numbers, in the order in which ``assemble`` takes them.
+
+    A step has the examples it has, so packed tight its last microbatch may hold one short row and nothing else, which
+    still costs a row on every device. So rows are also packed to shorter lengths, and dealt out evenly to as many as
+    the microbatches hold, and of these ways the one is taken whose microbatches, cut to what they use (``widths``),
+    compute the fewest slots. Of large steps that is the tightest.
+
+    Raises:
+      RowTooShortError: an example larger than a row.
+    """
+    sizes = [view.slots for view in views]
+    part = _part(row_length, cuts)
+
+    def used(rows):
+        return [sum(sizes[item] for item in row) for row in rows]
+
+    def cost(rows):
+        cut = widths(used(rows), row_length, rows_per_microbatch, cuts)
+        return sum(cut) + len(cut) * row_length * PER_MICROBATCH
+
+    ways = [best_fit(sizes, row_length)]
+    even = evenly(sizes, -(-len(ways[0]) // rows_per_microbatch) * rows_per_microbatch)
+    if max(used(even), default=0) <= row_length:
+        ways.append(even)
+    shorter = range(max(sizes, default=0) // part * part + part, row_length, part)
+    ways += [best_fit(sizes, length) for length in reversed(shorter)]
+    return min((by_cost(rows, views) for rows in ways), key=cost)
+
+
+def evenly(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Deals items out to ``count`` rows of no fixed length: longest first, each to the row that holds least."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0, row) for row in range(count)]
+    for item in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+        load, row = loads[0]
+        rows[row].append(item)
+        heapq.heapreplace(loads, (load + sizes[item], row))
+    return [row for row in rows if row]
+
+
 def by_cost(rows: Sequence[Sequence[int]], views: Sequence[ExampleViews]) -> list[list[int]]:
     """The rows in descending order of slots in use, and of attention's work where those are equal.
 
@@ -172,17 +220,21 @@ def by_cost(rows: Sequence[Sequence[int]], views: Sequence[ExampleViews]) -> lis
     return sorted(map(list, rows), key=cost, reverse=True)
 
 
-def widths(used: Sequence[int], row_length: int, rows_per_microbatch: int) -> list[int]:
-    """Over how many slots each microbatch is computed: [G], a quarter, half, three quarters or the whole of a row.
+def widths(used: Sequence[int], row_length: int, rows_per_microbatch: int, cuts: int = 4) -> list[int]:
+    """Over how many slots each microbatch is computed: [G], one of ``cuts`` even parts of a row or several.
 
-    So no more than four programs are compiled, and the last microbatch of a step seldom costs a whole one.
+    So no more than ``cuts`` programs are compiled, and the last microbatch of a step seldom costs a whole one.
 
     Args:
       used: [rows] slots in use; 0 for all rows of a microbatch gives width 0.
     """
-    quarter = -(-row_length // 4)
+    part = _part(row_length, cuts)
     longest = [max(used[first : first + rows_per_microbatch]) for first in range(0, len(used), rows_per_microbatch)]
-    return [min(row_length, -(-length // quarter) * quarter) for length in longest]
+    return [min(row_length, -(-length // part) * part) for length in longest]
+
+
+def _part(row_length: int, cuts: int) -> int:
+    return -(-row_length // cuts)
 
 
 def _scales(views: Sequence[ExampleViews], normalisation: str) -> tuple[np.ndarray, np.ndarray]:

@@ -108,21 +108,22 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
 
 
-def on_each_device(function: Callable[..., jax.Array], in_axes, out_axes) -> Callable[..., jax.Array]:
+def on_each_device(function: Callable, in_axes: tuple, out_axes: tuple) -> Callable:
     """``function`` on each device's own parts of its arguments; outside of a mesh, or on one device, as it is.
 
     Args:
-      function: of arrays; to it the part of a device is all there is.
+      function: of arrays, dictionaries of them, and Nones; to it the part of a device is all there is.
       in_axes: the logical axes of every argument, as ``partition_spec`` takes them; every device gets the whole of
         an argument with ``()``.
-      out_axes: those of the result.
+      out_axes: those of the result, or a tuple of those of several.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function
+    several = any(isinstance(axes, tuple) for axes in out_axes)
     return jax.shard_map(
         function,
         in_specs=tuple(map(partition_spec, in_axes)),
-        out_specs=partition_spec(out_axes),
+        out_specs=tuple(map(partition_spec, out_axes)) if several else partition_spec(out_axes),
         check_vma=False,
     )

@@ -12,7 +12,7 @@ from rcjax.sharding import make_mesh, named, partition_spec
 from tests.oracles import dense_vocabulary_loss
 
 
-def random_case(seed, batch=3, slots=20, width=8, vocabulary=33, singles=20, pairs=10):
+def random_case(seed, batch=4, slots=20, width=8, vocabulary=33, singles=20, pairs=10):
     rng = np.random.default_rng(seed)
     labels = {}
     for name, length in (("single", singles), ("pair", pairs)):
@@ -94,7 +94,7 @@ def test_padding_of_the_table_changes_nothing(divergence):
 
     plain, _ = run(head)
     results = [run(padded)]
-    if len(jax.devices()) >= 8 and divergence == "forward_kl":
+    if len(jax.devices()) >= 8:
         mesh = make_mesh({"fsdp": 2, "tensor": 4})
         with jax.set_mesh(mesh):
             results.append(run(padded, mesh))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rcjax.curriculum import Curriculum
 from rcjax.objective import make_objective
-from rcjax.packing import RowTooShortError, assemble, best_fit, examples_of_step
+from rcjax.packing import RowTooShortError, assemble, best_fit, evenly, examples_of_step, pack_step, widths
 from rcjax.views import build_views, student_mask
 from tests.examples import random_examples
 
@@ -22,6 +22,46 @@ def test_best_fit_places_every_item_once_within_capacity(sizes, capacity):
     # Best fit never leaves two rows that would fit into one.
     loads = sorted(sum(sizes[item] for item in row) for row in rows)
     assert len(loads) < 2 or loads[0] + loads[1] > capacity
+
+
+@given(
+    st.lists(st.integers(20, 70), min_size=1, max_size=8),
+    st.integers(0, 9),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 8),
+)
+def test_step_is_packed_once_and_never_dearer_than_tight_rows(lengths, seed, rows_per_microbatch, cuts):
+    objective = make_objective("reference")
+    views = []
+    for number, length in enumerate(lengths):
+        (example,) = random_examples(seed + number, 1)
+        mask = None
+        if example.kind == "reflection":
+            mask = student_mask(example, Curriculum("block"), 0.5, np.random.default_rng(length))
+        views.append(build_views(example, objective, mask))
+    sizes = [view.slots for view in views]
+    row_length = max(sizes) + seed
+    rows = pack_step(views, row_length, rows_per_microbatch, cuts)
+    assert sorted(item for row in rows for item in row) == list(range(len(views)))
+    assert pack_step(views, row_length, rows_per_microbatch, cuts) == rows
+
+    def computed(rows):
+        used = sorted((sum(sizes[item] for item in row) for row in rows), reverse=True)
+        assert max(used) <= row_length
+        cut = widths(used, row_length, rows_per_microbatch, cuts)
+        assert len(set(cut)) <= cuts
+        return sum(cut) + 0.05 * row_length * len(cut)
+
+    assert computed(rows) <= computed(best_fit(sizes, row_length))
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(1, 9))
+def test_even_rows_differ_by_one_item_at_most(sizes, count):
+    rows = evenly(sizes, count)
+    assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
+    loads = sorted(sum(sizes[item] for item in row) for row in rows)
+    assert len(rows) == min(count, len(sizes))
+    assert loads[-1] - loads[0] <= max(sizes)
 
 
 def test_item_longer_than_a_row_is_refused_with_the_field_to_change():

@@ -17,7 +17,7 @@ import numpy as np
 from rcjax.blocks import REFLECTION, Example
 from rcjax.curriculum import Curriculum, mask_rate
 from rcjax.objective import Objective
-from rcjax.packing import PAIR_ARRAYS, TEACHER_ARRAYS, assemble, best_fit, by_cost, examples_of_step, widths
+from rcjax.packing import PAIR_ARRAYS, TEACHER_ARRAYS, assemble, examples_of_step, pack_step, widths
 from rcjax.views import ExampleViews, Work, build_views, student_mask, work_of
 
 
@@ -34,6 +34,7 @@ class BatchSettings:
     normalisation: str
     seed: int
     own_teacher: bool = True  # False: the teacher is another network
+    cuts: int = 4  # widths that a microbatch may be cut to
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ class StepSource:
     def __getitem__(self, step: int) -> StepBatch:
         settings = self._settings
         views, rate = views_of_step(self._sources, self._repeats, settings, step)
-        rows = by_cost(best_fit([view.slots for view in views], settings.row_length), views)
+        rows = pack_step(views, settings.row_length, settings.rows_per_microbatch, settings.cuts)
         arrays = assemble(
             views,
             rows,
@@ -120,7 +121,7 @@ class StepSource:
 
         def cut(lengths):  # [examples] -> [G]
             used = [sum(lengths[item] for item in row) for row in rows]
-            return tuple(widths(used, settings.row_length, settings.rows_per_microbatch))
+            return tuple(widths(used, settings.row_length, settings.rows_per_microbatch, settings.cuts))
 
         # Both cut at once would be too many programs, and where another network teaches its rows vary the more.
         computed, taught = cut([view.slots for view in views]), ()

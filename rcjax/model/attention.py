@@ -9,7 +9,9 @@ view with gaps sees what the full example would show it, and without gaps this i
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -151,12 +153,47 @@ def attend_splash(
     return attend_causal(query, key, value, segment_ids, interpret=interpret)
 
 
-# Same result from each. `splash` is a kernel, compiled for a TPU alone. `tiles` makes only the scores that segments
-# need and is the quicker one on CPU; its loop over tiles would leave an accelerator idle, which gets whole blocks of
-# queries where it has no kernel.
-PATHS = {"blocks": attend_blocks, "tiles": attend_tiles, "splash": attend_splash}
+def attend_flash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array | None = None,
+    window: int | jax.Array | None = None,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """As ``attend_blocks``: through the GPU's kernel where that computes the same, by ``attend_blocks`` elsewhere.
+
+    Args:
+      interpret: see ``rcjax.model.flash.attend_causal``.
+    """
+    # No window in slots for views with gaps, as in ``attend_splash``; and no TF32 in place of float32.
+    if window is not None or query.dtype != jnp.bfloat16:
+        return attend_blocks(query, key, value, segment_ids, positions, window)
+    from rcjax.model.flash import attend_causal  # slow to import: for those who use it
+
+    return attend_causal(query, key, value, segment_ids, interpret=interpret)
 
 
+# Same result from each. `splash` and `flash` are kernels for a TPU and for a GPU alone. `tiles` makes only the
+# scores that segments need and is the quicker one on CPU; its loop over tiles would leave an accelerator idle, which
+# gets whole blocks of queries where it has no kernel.
+PATHS = {"blocks": attend_blocks, "tiles": attend_tiles, "splash": attend_splash, "flash": attend_flash}
+
+
+@functools.cache
 def default_path() -> str:
-    """The quicker path on the backend that JAX runs on."""
-    return {"tpu": "splash", "cpu": "tiles"}.get(jax.default_backend(), "blocks")
+    """The quicker path on the backend that JAX runs on; a warning, once, where a GPU has to do without its kernel."""
+    backend = jax.default_backend()
+    if backend in ("gpu", "cuda"):
+        from rcjax.model.flash import OLDEST, usable
+
+        if usable(jax.devices()[0]):
+            return "flash"
+        warnings.warn(
+            f"{jax.devices()[0].device_kind} is older than compute capability {OLDEST}: attention runs without its "
+            "kernel, slower and in more memory",
+            stacklevel=2,
+        )
+    return {"tpu": "splash", "cpu": "tiles"}.get(backend, "blocks")

@@ -30,11 +30,15 @@ from rcjax.sharding import constrain
 
 Params = dict[str, Any]
 
-# What the backward pass computes again: nothing, everything but matrix products with parameters, whole layers.
+HOST_MEMORY = "pinned_host"
+
+# What the backward pass computes again: nothing, everything but matrix products with parameters, whole layers; or, as
+# with `dots`, everything but those products, which wait in the host's memory meanwhile.
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", HOST_MEMORY),
 }
 
 
@@ -86,7 +90,7 @@ class Llama(nnx.Module):
       rngs: stream ``params`` initialises the parameters.
       dtype: of activations; norms, softmax and rotary embedding are at least float32.
       param_dtype: of parameters.
-      remat: ``none``, ``dots`` or ``full``, see ``REMAT_POLICIES``.
+      remat: ``none``, ``dots``, ``full`` or ``offload``, see ``REMAT_POLICIES``.
       scan_layers: one compiled layer in ``jax.lax.scan`` (compile time and code size do not grow with depth)
         or all layers in a row (quicker on CPU). Same result, same parameters.
       attention: a path of ``rcjax.model.attention.PATHS``; None takes what is quicker on the backend.

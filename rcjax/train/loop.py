@@ -18,6 +18,7 @@ from rcjax.curriculum import Curriculum, Rate
 from rcjax.data.loader import BatchSettings, StepBatch, StepSource, most_slots, step_batches
 from rcjax.model import LlamaConfig
 from rcjax.model.flops import peak_flops
+from rcjax.model.llama import HOST_MEMORY, REMAT_POLICIES
 from rcjax.objective import TABLES, Objective, make_objective
 from rcjax.packing import RowTooShortError
 from rcjax.progress import progress
@@ -86,6 +87,17 @@ def make_curriculum(config: ConfigDict, objective: Objective | None = None) -> C
     return Curriculum(config.name, order, rate, tuple(config.mixture))
 
 
+def check_remat(name: str, mesh: Mesh) -> None:
+    """Refuses a policy that is unknown, or that the devices can not follow."""
+    if name not in REMAT_POLICIES:
+        raise ValueError(f"config.train.remat is {name!r}; expected one of {', '.join(REMAT_POLICIES)}")
+    device = mesh.devices.flat[0]
+    if name == "offload" and HOST_MEMORY not in {memory.kind for memory in device.addressable_memories()}:
+        raise ValueError(
+            f"config.train.remat is 'offload', but {device.device_kind} keeps nothing in the host's memory; use full"
+        )
+
+
 def total_steps(config: ConfigDict, examples_per_epoch: int) -> int:
     """Optimizer steps of the run: ``train.steps``, or as many as ``train.epochs`` needs."""
     if config.train.steps is not None:
@@ -130,6 +142,7 @@ def train(
         normalisation=config.objective.normalisation,
         seed=config.seed,
         own_teacher=config.teacher.name == "self",
+        cuts=config.packing.cuts,
     )
     longest = max((example for source in sources for example in source), key=lambda e: most_slots(e, objective))
     if most_slots(longest, objective) > settings.row_length:
@@ -142,6 +155,7 @@ def train(
     # ---- model, optimizer, compiled steps
     if config.train.compute_dtype not in COMPUTE_DTYPES:
         raise ValueError(f"config.train.compute_dtype is {config.train.compute_dtype!r}; use one of {COMPUTE_DTYPES}")
+    check_remat(config.train.remat, mesh)
     tx, schedule = make_optimizer(config.optimizer, steps_in_all)
     average = average_of(config.teacher)
     shardings = state_shardings(model_config, tx, mesh, ema=average is not None)
