@@ -14,16 +14,20 @@ import importlib
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from benchmarks.batches import our_step
 from benchmarks.examples import published_shape
 from benchmarks.harness import record
+from rcjax.data.loader import StepBatch
 from rcjax.hf.base_model import shape_fields
 from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
@@ -32,7 +36,7 @@ from rcjax.model.flops import forward_flops
 from rcjax.sharding import make_mesh, row_shards
 from rcjax.train.loop import objective_of, run_step
 from rcjax.train.state import init_state, make_optimizer, state_shardings
-from rcjax.train.step import LossSettings, make_steps
+from rcjax.train.step import LossSettings, Steps, make_steps
 
 SIZE = 1536
 # Examples as long as the demo's own, and of the published shape; all of them fit the rows whole.
@@ -40,6 +44,33 @@ SHAPES = {
     "tiny": dict(median=200, shortest=120, longest=380),
     "smollm2_135m": dict(median=500, shortest=300, longest=760),
 }
+
+
+class Trainer(NamedTuple):
+    """What trains a config's model on one step of examples of its usual length."""
+
+    model: LlamaConfig
+    mesh: Mesh
+    steps: Steps
+    batch: StepBatch
+    start: Callable  # () -> (state, sums)
+
+
+def trainer(name: str, count: int) -> Trainer:
+    """The trainer's own step of ``configs/NAME.py``, with ``count`` examples."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
+    model = LlamaConfig(**shape_fields(config.model), vocab_size=vocab_size)
+    mesh = make_mesh({"data": -1})
+    tx, schedule = make_optimizer(config.optimizer, 1000)
+    shardings = state_shardings(model, tx, mesh)
+    settings = LossSettings(
+        model=model, objective=objective_of(config.objective), chunk=config.objective.chunk, remat=config.train.remat
+    )
+    steps = make_steps(settings, tx, schedule, shardings, mesh)
+    examples = published_shape(count, vocab_size=vocab_size, **SHAPES[name])
+    batch = our_step(examples, "block", 5, 12, config.packing.row_length, row_shards(mesh), config.packing.cuts)
+    return Trainer(model, mesh, steps, batch, lambda: (init_state(model, tx, shardings, 0), steps.zeros()))
 
 
 def main() -> None:
@@ -53,28 +84,14 @@ def main() -> None:
     product(matrix, matrix).block_until_ready()
     rows = []
     for name in flags.models.split(","):
-        config = importlib.import_module(f"configs.{name}").get_config()
-        vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
-        model = LlamaConfig(**shape_fields(config.model), vocab_size=vocab_size)
-        mesh = make_mesh({"data": -1})
-        tx, schedule = make_optimizer(config.optimizer, 1000)
-        shardings = state_shardings(model, tx, mesh)
-        settings = LossSettings(
-            model=model,
-            objective=objective_of(config.objective),
-            chunk=config.objective.chunk,
-            remat=config.train.remat,
-        )
-        steps = make_steps(settings, tx, schedule, shardings, mesh)
-        examples = published_shape(flags.examples, vocab_size=vocab_size, **SHAPES[name])
-        batch = our_step(examples, "block", 5, 12, config.packing.row_length, row_shards(mesh), config.packing.cuts)
-        useful = 3 * forward_flops(model, **dataclasses.asdict(batch.work))
+        made = trainer(name, flags.examples)
+        useful = 3 * forward_flops(made.model, **dataclasses.asdict(made.batch.work))
         seconds, peaks = [], []
-        with jax.set_mesh(mesh):
-            state, sums = init_state(model, tx, shardings, 0), steps.zeros()
+        with jax.set_mesh(made.mesh):
+            state, sums = made.start()
             for number in range(1 + flags.rounds):
                 start = time.perf_counter()
-                state, sums, _ = run_step(steps, state, sums, batch)
+                state, sums, _ = run_step(made.steps, state, sums, made.batch)
                 jax.block_until_ready((state, sums))
                 middle = time.perf_counter()
                 for _ in range(4):
@@ -90,7 +107,7 @@ def main() -> None:
                 "useful GFLOP/s": useful / statistics.median(seconds) / 1e9,
                 "matmul GFLOP/s": statistics.median(peaks) / 1e9,
                 "utilisation": statistics.median(shares),
-                "row use": float(batch.metrics["row_use"]),
+                "row use": float(made.batch.metrics["row_use"]),
             }
         )
         del state, sums

@@ -259,7 +259,8 @@ def _totals_and_gradients(settings: _Settings, hidden, head, teacher, teacher_he
             (new_loss, (new_ce, new_kl)), (d_states, d_head_part) = jax.value_and_grad(
                 lambda states, head: part.loss(settings, states, fixed, head, teacher_head, chunk), (0, 1), has_aux=True
             )(states, head)
-            d_hidden = d_hidden.at[rows, part.slots(chunk)].add(d_states.astype(precise))
+            with jax.named_scope("gather_labels"):
+                d_hidden = d_hidden.at[rows, part.slots(chunk)].add(d_states.astype(precise))
             return (loss + new_loss, ce + new_ce, kl + new_kl), d_hidden, d_head + d_head_part.astype(precise)
 
         carry = jax.lax.fori_loop(0, _chunks_in_use(settings, part_labels), body, carry)
@@ -322,9 +323,9 @@ class _Part(NamedTuple):
         return jnp.concatenate([labels[name] for name in self.slot_names], axis=1)
 
     def states(self, hidden, teacher, labels: Labels) -> tuple[jax.Array, jax.Array | None]:
-        return _gather(hidden, self.slots(labels)), _gather(
-            teacher, labels[self.fixed_slots]
-        ) if self.fixed_slots else None
+        with jax.named_scope("gather_labels"):
+            fixed = _gather(teacher, labels[self.fixed_slots]) if self.fixed_slots else None
+            return _gather(hidden, self.slots(labels)), fixed
 
 
 def _project(settings: _Settings, states: jax.Array, head: jax.Array) -> jax.Array:
