@@ -1,4 +1,4 @@
-"""Command line: ``python -m data_gen build|inspect``; see ``--help``."""
+"""Command line: ``python -m data_gen build|inspect|languages``; see ``--help``."""
 
 from __future__ import annotations
 
@@ -86,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--split", default="", help="instruction, reflection or heldout (default: reflection)")
     look.add_argument("--examples", type=int, default=3, help="how many examples (default 3)")
     look.add_argument("--seed", type=int, default=0, help="which examples (default 0)")
+    commands.add_parser(
+        "languages",
+        help="show which languages programs can be written in here, and how to add the rest",
+        description="Shows which toolchains this machine has, the packages of those that it lacks, and the isolation.",
+    )
     return top
 
 
@@ -100,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rcjax.data.tfrecord import RecordError
 
     try:
-        run_build(flags) if flags.command == "build" else run_inspect(flags)
+        {"build": run_build, "inspect": run_inspect, "languages": run_languages}[flags.command](flags)
     except (BuildError, ProblemError, TemplateError, SandboxError, RecordError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -151,6 +156,13 @@ def run_inspect(flags: argparse.Namespace) -> None:
     from data_gen.inspect import show
 
     show(flags.directory, flags.split, flags.examples, flags.seed)
+
+
+def run_languages(flags: argparse.Namespace) -> None:
+    """The command ``languages``."""
+    from data_gen.languages import table
+
+    print(table())
 
 
 if __name__ == "__main__":

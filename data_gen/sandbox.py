@@ -30,6 +30,7 @@ from pathlib import Path
 _WORKER = Path(__file__).with_name("sandbox_worker.py")
 _GRACE = 10.0  # seconds past the wall limit after which a worker counts as lost
 _START = 30.0
+LOST = "Crashed: the program took its interpreter down\n"
 WORK_BYTES = 256 << 20  # of all files of one program together, where its directory is a file system of its own
 MEANS = ("bwrap", "namespaces", "limits")  # ways to isolate, the first that works is taken
 
@@ -135,7 +136,6 @@ class Outcome:
       seconds: wall time.
       stdout: what it wrote to its standard output, as it was.
       cut: whether output was left out because there was too much.
-      stage: number of the last stage that ran, of a program with stages.
     """
 
     verdict: Verdict
@@ -144,7 +144,6 @@ class Outcome:
     seconds: float
     stdout: str = ""
     cut: bool = False
-    stage: int = 0
 
 
 class _Worker:
@@ -176,8 +175,8 @@ class _Worker:
             raise SandboxError(f"the sandbox's interpreter did not start: {said[-1] if said else 'no answer'}")
         self.reached = hello
 
-    def run(self, request: Mapping[str, object], seconds: float) -> Outcome | None:
-        """The outcome, None if the worker was lost. ``seconds``: wall time that the request may take."""
+    def run(self, request: Mapping[str, object], seconds: float) -> dict | None:
+        """The reply, None if the worker was lost. ``seconds``: wall time that the request may take."""
         body = json.dumps(request).encode()
         try:
             data = memoryview(struct.pack("<I", len(body)) + body)
@@ -188,15 +187,7 @@ class _Worker:
         reply = self._receive(seconds + _GRACE)
         if reply is None or reply["status"] == "lost":
             return None
-        return Outcome(
-            Verdict(reply["status"]),
-            reply["feedback"],
-            reply["error"],
-            reply["seconds"],
-            reply["stdout"],
-            reply["cut"],
-            reply.get("stage", 0),
-        )
+        return reply
 
     def _receive(self, seconds: float) -> dict | None:
         def exactly(count: int) -> bytes | None:
@@ -228,6 +219,11 @@ class _Worker:
             self._process.wait()
         self._process.stderr.close()
         shutil.rmtree(self._base, ignore_errors=True)
+
+
+def _outcome(reply: Mapping) -> Outcome:
+    names = ("feedback", "error", "seconds", "stdout", "cut")
+    return Outcome(Verdict(reply["status"]), **{name: reply[name] for name in names})
 
 
 class Sandbox:
@@ -307,9 +303,9 @@ class Sandbox:
         request = {"code": code, "tests": tests, "limits": dataclasses.asdict(self.limits)}
         if program.stdin is not None:
             request |= {"stdin": program.stdin, "split": True, "script": not program.tests}
-        return self._request(request, self.limits.wall_seconds)
+        return _outcome(self._request(request, self.limits.wall_seconds))
 
-    def run_stages(self, files: Mapping[str, str | bytes], stages: Sequence[Stage]) -> Outcome:
+    def run_stages(self, files: Mapping[str, str | bytes], stages: Sequence[Stage]) -> list[Outcome]:
         """Runs commands in one private directory, one after the other until one fails.
 
         Args:
@@ -317,7 +313,7 @@ class Sandbox:
           stages: the commands.
 
         Returns:
-          The outcome of the last one that ran, with ``stage`` its number.
+          The outcomes of those that ran.
 
         Raises:
           SandboxError: a lost worker could not be replaced.
@@ -327,20 +323,21 @@ class Sandbox:
             "files": {name: base64.b64encode(content).decode() for name, content in data.items()},
             "stages": [dataclasses.asdict(stage) for stage in stages],
         }
-        return self._request(request, sum(stage.limits.wall_seconds for stage in stages))
+        reply = self._request(request, sum(stage.limits.wall_seconds for stage in stages))
+        return [_outcome(part) for part in reply.get("stages", [reply])]
 
-    def _request(self, request: Mapping[str, object], seconds: float) -> Outcome:
+    def _request(self, request: Mapping[str, object], seconds: float) -> dict:
         worker = self._free.get()
         try:
             for _ in range(2):  # a worker may be lost through no fault of the program, but hardly twice
-                outcome = worker.run(request, seconds)
-                if outcome is not None:
-                    return outcome
+                reply = worker.run(request, seconds)
+                if reply is not None:
+                    return reply
                 with self._lock:
                     self._all.remove(worker)
                 worker.close()
                 worker = self._start()
-            return Outcome(Verdict.CRASHED, "Crashed: the program took its interpreter down\n", "Lost", 0.0)
+            return {"status": "crashed", "feedback": LOST, "error": "Lost", "seconds": 0.0, "stdout": "", "cut": False}
         finally:
             self._free.put(worker)
 

@@ -384,12 +384,11 @@ def run_python(orders: socket.socket, request: dict) -> dict:
 
 def run_stages(orders: socket.socket, request: dict) -> dict:
     """Runs commands one after the other in one private directory, until one fails."""
-    reply = {}
+    replies = []
     files = request["files"]
-    for number, stage in enumerate(request["stages"]):
-        sent = {name: stage[name] for name in ("argv", "limits", "committed", "environment", "stdin")} | {
-            "files": files
-        }
+    for stage in request["stages"]:
+        sent = {name: stage[name] for name in ("argv", "limits", "committed", "environment", "stdin")}
+        sent["files"] = files
         attempt = Attempt(orders, {"limits": stage["limits"], "split": True}, b"S")
         try:
             attempt.tell(sent)
@@ -397,17 +396,15 @@ def run_stages(orders: socket.socket, request: dict) -> dict:
         except Ended:
             pass
         attempt.finish()
-        code = (attempt.ended or {}).get("code")
-        ordinary = isinstance(code, int) and code >= 0 and not attempt.overran and not attempt.memory
+        code = attempt.ended.get("code", -signal.SIGKILL)
+        ordinary = code >= 0 and not attempt.overran and not attempt.memory
         status = ("passed" if code == 0 else "failed") if ordinary else ""
-        error = "" if code == 0 else stage["error"] if ordinary else ""
-        reply = _reply(attempt, status, error, "" if ordinary else None)
-        reply |= {"stage": number, "code": code}
+        replies.append(_reply(attempt, status, stage["error"] if code else "", "" if ordinary else None))
         files = {}
-        if reply["status"] != "passed":
+        if replies[-1]["status"] != "passed":
             break
     orders.send(b"C")
-    return reply
+    return {"status": replies[-1]["status"], "stages": replies}
 
 
 def _reply(attempt: Attempt, status: str, error: str, tail: str | None) -> dict:
@@ -423,7 +420,7 @@ def _reply(attempt: Attempt, status: str, error: str, tail: str | None) -> dict:
         text += "\n... output cut\n"
     ended = attempt.ended or {}
     if "lost" in ended:
-        return {"status": "lost", "error": "", "feedback": f"sandbox: {ended['lost']}", "seconds": attempt.seconds}
+        return {"status": "lost", "error": "", "feedback": "", "seconds": 0.0, "stdout": "", "cut": False}
     if not status:
         status, error, tail = _how_it_ended(attempt, ended.get("code", 0), ended.get("cpu", 0.0))
     if text and tail and not text.endswith("\n"):

@@ -25,9 +25,42 @@ from data_gen.isolated import feedback, messages
 
 # Pure functions, safe to call here on plain data. None of them can reach a file or run code of its arguments.
 BUILTINS = frozenset(
-    ["abs", "all", "any", "bool", "bytes", "chr", "complex", "dict", "divmod", "enumerate", "float", "frozenset"]
-    + ["hash", "int", "isinstance", "len", "list", "max", "min", "ord", "pow", "range", "repr", "reversed", "round"]
-    + ["set", "sorted", "str", "sum", "tuple", "type", "zip"]
+    # fmt: off
+    (
+        "abs",
+        "all",
+        "any",
+        "bool",
+        "bytes",
+        "chr",
+        "complex",
+        "dict",
+        "divmod",
+        "enumerate",
+        "float",
+        "frozenset",
+        "hash",
+        "int",
+        "isinstance",
+        "len",
+        "list",
+        "max",
+        "min",
+        "ord",
+        "pow",
+        "range",
+        "repr",
+        "reversed",
+        "round",
+        "set",
+        "sorted",
+        "str",
+        "sum",
+        "tuple",
+        "type",
+        "zip",
+    )
+    # fmt: on
 )
 # Names among them that a program may not take over where they decide a test: `isinstance = lambda *a: True`.
 PREDICATES = frozenset(["abs", "all", "any", "bool", "isinstance", "len", "round", "type"])

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
+from rcjax.evaluation.program_sets import PROGRAM_SETS
 from rcjax.evaluation.python_sets import read_python_set
 from rcjax.evaluation.tasks import Benchmark, BenchmarkError, Task
 
@@ -33,4 +34,5 @@ BENCHMARKS: dict[str, Callable[[str, Path | None], Benchmark]] = {
     "humaneval+": read_python_set,
     "mbpp": read_python_set,
     "mbpp+": read_python_set,
+    **PROGRAM_SETS,
 }

@@ -17,6 +17,7 @@ from data_gen.sandbox import Limits, Program, Sandbox, Verdict
 from rcjax import progress as console
 from rcjax.evaluation.benchmarks import Benchmark
 from rcjax.evaluation.pass_at_k import mean_pass_at_k
+from rcjax.evaluation.programs import score_programs
 from rcjax.evaluation.samples import CodeSample, SampleSet
 from rcjax.workdir import write_json
 
@@ -236,4 +237,4 @@ def score_evalplus(
     score(benchmark, samples, done, workers)
 
 
-SCORERS: dict[str, Scorer] = {"evalplus": score_evalplus, "asserts": score_asserts}
+SCORERS: dict[str, Scorer] = {"evalplus": score_evalplus, "asserts": score_asserts, "program": score_programs}
