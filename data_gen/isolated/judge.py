@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import base64
 import builtins
+import copy
 import functools
 import importlib
 import random
@@ -24,44 +25,11 @@ from collections.abc import Callable
 from data_gen.isolated import feedback, messages
 
 # Pure functions, safe to call here on plain data. None of them can reach a file or run code of its arguments.
-BUILTINS = frozenset(
-    # fmt: off
-    (
-        "abs",
-        "all",
-        "any",
-        "bool",
-        "bytes",
-        "chr",
-        "complex",
-        "dict",
-        "divmod",
-        "enumerate",
-        "float",
-        "frozenset",
-        "hash",
-        "int",
-        "isinstance",
-        "len",
-        "list",
-        "max",
-        "min",
-        "ord",
-        "pow",
-        "range",
-        "repr",
-        "reversed",
-        "round",
-        "set",
-        "sorted",
-        "str",
-        "sum",
-        "tuple",
-        "type",
-        "zip",
-    )
-    # fmt: on
-)
+_NAMES = """
+    abs all any bool bytes chr complex dict divmod enumerate float frozenset hash int isinstance len list max min ord
+    pow range repr reversed round set sorted str sum tuple type zip
+"""
+BUILTINS = frozenset(_NAMES.split())
 # Names among them that a program may not take over where they decide a test: `isinstance = lambda *a: True`.
 PREDICATES = frozenset(["abs", "all", "any", "bool", "isinstance", "len", "round", "type"])
 ELSEWHERE = frozenset(["range", "bytes", "pow", "hash", "repr", "str"])  # of values of the program: not here
@@ -100,7 +68,8 @@ class Step:
         self.questions: list[tuple[str, int]] | None = None
         self.test: ast.Expression | None = None
         self.known: dict[str, object] = {}
-        self.message = ""
+        self.message: str | None = None  # source of the text that the assertion carries
+        self.caller: tuple[int, str] | None = None  # (line of the call, function) of a statement of a test function
 
 
 @functools.lru_cache(maxsize=256)
@@ -118,22 +87,78 @@ def steps(tests: str, taken: frozenset[str]) -> tuple[Step, ...] | None:
     known: dict[str, object] = {}
     rebound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     rebound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    functions = _expandable(tree)
     found = []
-    for node in tree.body:
-        step = Step(node, tests)
-        if isinstance(node, ast.Import):
-            for name in node.names:
-                if name.name in MODULES:
-                    known[name.asname or name.name] = importlib.import_module(name.name)
-        safe = {name for name in BUILTINS if name not in taken and name not in rebound}
-        if isinstance(node, ast.Assert) and (node.msg is None or isinstance(node.msg, ast.Constant)):
-            splitter = _Splitter(safe | (known.keys() - rebound), tests)
-            step.test = ast.fix_missing_locations(ast.Expression(splitter.split(node.test)))
-            step.questions = splitter.questions
-            step.message = "" if node.msg is None else str(node.msg.value)
-            step.known = dict(known)
-        found.append(step)
+    for statement in tree.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name in functions:
+            continue  # its calls are expanded: what it expects stays here
+        for node, caller in _expanded(statement, functions):
+            step = Step(node, tests)
+            step.caller = caller
+            if isinstance(node, ast.Import):
+                for name in node.names:
+                    if name.name in MODULES:
+                        known[name.asname or name.name] = importlib.import_module(name.name)
+            safe = {name for name in BUILTINS if name not in taken and name not in rebound}
+            if isinstance(node, ast.Assert):
+                splitter = _Splitter(safe | (known.keys() - rebound), "" if caller else tests)
+                step.test = ast.fix_missing_locations(ast.Expression(splitter.split(node.test)))
+                step.questions = splitter.questions
+                step.message = node.msg and ast.unparse(node.msg)
+                step.known = dict(known)
+            found.append(step)
     return tuple(found)
+
+
+def _expandable(tree: ast.Module) -> dict[str, ast.FunctionDef]:
+    """Test functions like HumanEval's ``check(candidate)``: assertions alone, and called as statements alone."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            plain = all(isinstance(part, ast.Assert | ast.Pass) or _is_constant(part) for part in node.body)
+            more = node.args.defaults or node.args.vararg or node.args.kwarg or node.args.kwonlyargs
+            stored = [
+                part for part in ast.walk(node) if isinstance(part, ast.NamedExpr | ast.Lambda | ast.comprehension)
+            ]
+            if plain and not more and not node.args.posonlyargs and not stored:
+                found[node.name] = node
+    called = [_called(node, found) for node in tree.body]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in found and node not in called:
+            del found[node.id]
+    return found
+
+
+def _is_constant(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _called(node: ast.stmt, functions) -> ast.Name | None:
+    """The name in a statement that calls one of ``functions`` with names of the program."""
+    if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name)):
+        return None
+    function = functions.get(node.value.func.id)
+    if function is None or node.value.keywords or len(node.value.args) != len(function.args.args):
+        return None
+    return node.value.func if all(isinstance(part, ast.Name) for part in node.value.args) else None
+
+
+def _expanded(statement: ast.stmt, functions: dict[str, ast.FunctionDef]):
+    """(statement, caller) pairs that ``statement`` stands for."""
+    name = _called(statement, functions)
+    if name is None:
+        return [(statement, None)]
+    function = functions[name.id]
+    given = dict(
+        zip((part.arg for part in function.args.args), (part.id for part in statement.value.args), strict=True)
+    )
+
+    class Give(ast.NodeTransformer):
+        def visit_Name(self, node):
+            return ast.copy_location(ast.Name(given.get(node.id, node.id), node.ctx), node)
+
+    caller = (statement.lineno, function.name)
+    return [(Give().visit(copy.deepcopy(part)), caller) for part in function.body if isinstance(part, ast.Assert)]
 
 
 def rebinds(code: str) -> frozenset[str]:
@@ -186,7 +211,7 @@ class _Splitter:
                 for field, value in ast.iter_fields(node)
             }
             return type(node)(**parts)
-        text = ast.get_source_segment(self.source, node) or ast.unparse(node)
+        text = (self.source and ast.get_source_segment(self.source, node)) or ast.unparse(node)
         self.questions.append((text, node.lineno))
         return ast.Name(f"__value{len(self.questions) - 1}", ast.Load())
 
@@ -217,6 +242,17 @@ def examine(step: Step, first: int, ask: Ask) -> None:
       Failed: the program fails it.
       Tampered: the answers make no sense.
     """
+    try:
+        _examine(step, first, ask)
+    except Failed as failed:
+        if step.caller is not None:
+            line, name = step.caller
+            frames = [(at, where if number else name) for number, (at, where) in enumerate(failed.error["frames"])]
+            failed.error["frames"] = [(line + first, "<module>"), *frames]
+        raise
+
+
+def _examine(step: Step, first: int, ask: Ask) -> None:
     if step.questions is None:
         token = secrets.token_hex(16)
         answer = checked(ask({"run": step.source, "line": step.line + first, "token": token}))
@@ -226,7 +262,7 @@ def examine(step: Step, first: int, ask: Ask) -> None:
     values = _values([(source, line + first) for source, line in step.questions], ask) if step.questions else []
     test = _Test(step, first, values, ask)
     if not test.holds():
-        message = step.message or test.message()
+        message = test.message() if step.message is None else test.carried()
         frames = [(step.line + first, "<module>")]
         raise Failed({"type": "AssertionError", "message": message, "frames": frames, "syntax": None})
 
@@ -309,6 +345,11 @@ class _Test:
             if isinstance(node, ast.Name) and node.id.startswith("__value"):
                 node.id = f"__kept{self.values[int(node.id[7:])].number}"
         return _values([(ast.unparse(whole), self.line)], self.ask)[0]
+
+    def carried(self) -> str:
+        """The text that a failed assertion carries; the program's process computes it, and it is only shown."""
+        kept = _values([(f"str({self.step.message})", self.line)], self.ask)[0]
+        return feedback.scrub(kept.value[: feedback.MESSAGE]) if isinstance(kept.value, str) else ""
 
     def message(self) -> str:
         """What a failed ``assert a == b`` compared."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import io
 import os
 import pickle
@@ -11,6 +13,8 @@ from json import dumps, loads
 from struct import pack, unpack
 
 _pickled = pickle.dumps
+_TYPES = {("builtins", "complex"): complex, ("builtins", "range"): range, ("decimal", "Decimal"): decimal.Decimal}
+_TYPES |= {("datetime", name): getattr(datetime, name) for name in ("date", "datetime", "time", "timedelta")}
 LARGEST = 64 << 20  # bytes of one message; what is longer is no answer
 
 
@@ -52,9 +56,12 @@ def write_message(fd: int, message) -> None:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows no name at all, so that no pickle can call, import or build anything but plain data."""
+    """Knows a few types by name, that can not be changed and whose constructors do little; so no pickle can call, import
+    or build anything but plain data."""
 
     def find_class(self, module, name):
+        if (module, name) in _TYPES:
+            return _TYPES[module, name]
         raise NotPlain(f"{module}.{name}")
 
 
@@ -64,7 +71,8 @@ def dump_plain(value) -> bytes:
 
 
 def load_plain(data: bytes):
-    """None, bool, int, float, str, bytes, bytearray, list, tuple, dict, set, frozenset, of exactly these types.
+    """None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, decimals and
+    dates, of exactly these types.
 
     Raises:
       NotPlain: anything else. ``data`` may come from an enemy.
