@@ -131,8 +131,8 @@ class Session:
         sys.modules["__main__"] = self.module
         self.flags = 0
         self.kept: list = []
-        self._frame, self._dump, self._load = messages.framed, messages.dump_plain, messages.load_plain
-        self._write, self._encode, self._decode = os.write, base64.b64encode, base64.b64decode
+        self._frame, self._dump = messages.framed, messages.dump_plain
+        self._write, self._encode = os.write, base64.b64encode
         self._record = feedback.record
 
     def answer(self, message: dict) -> None:
@@ -169,7 +169,7 @@ class Session:
 
         ``run``: a statement, to be run in the program's namespace. ``eval``: expressions; the values come back, those
         that are no plain data as None, and stay here under ``__kept`` and their number. ``repr``: of a kept value.
-        ``equal``: whether a kept value equals each of some values. ``true``: whether a kept value counts as true.
+        ``flat``: a kept value as plain data after all. ``true``: whether a kept value counts as true.
         """
         try:
             if "run" in question:
@@ -184,9 +184,8 @@ class Session:
                 return {"first": first, "values": [self._plain(value) for value in self.kept[first:]]}
             if "repr" in question:
                 return {"repr": repr(self.kept[question["repr"]])[:1000]}
-            if "equal" in question:
-                value = self.kept[question["equal"]]
-                return {"equal": [bool(value == self._load(self._decode(other))) for other in question["others"]]}
+            if "flat" in question:
+                return {"flat": self._plain(flat(self.kept[question["flat"]]))}
             return {"true": bool(self.kept[question["true"]])}
         except BaseException as error:
             return self.failed(error)
@@ -199,3 +198,26 @@ class Session:
             return self._encode(self._dump(value)).decode()
         except BaseException:
             return None
+
+
+def flat(value):
+    """``value`` with instances of classes below a builtin one (Counter, namedtuple, IntEnum, ...) as that builtin's,
+    by the builtin's own methods; other objects stay."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return int.__add__(value, 0)
+    if isinstance(value, float):
+        return float.__add__(value, 0.0)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bytes):
+        return b"".join([value])
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            return kind([flat(part) for part in kind.__iter__(value)])
+    if isinstance(value, dict):
+        return {flat(key): flat(part) for key, part in dict.items(value)}
+    if isinstance(value, type({}.keys())):
+        return {flat(key) for key in value}
+    return value

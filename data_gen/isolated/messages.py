@@ -56,7 +56,7 @@ def write_message(fd: int, message) -> None:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows a few types by name, that can not be changed and whose constructors do little; so no pickle can call, import
+    """Knows a few types by name, immutable ones whose constructors do little; so no pickle can call, import
     or build anything but plain data."""
 
     def find_class(self, module, name):
