@@ -32,6 +32,8 @@ COMPILE = Limits(
     processes=96,
 )
 RUN = Limits(cpu_seconds=10, wall_seconds=20, memory_mb=1024, file_bytes=16 << 20, open_files=256, processes=96)
+NODE_MODULES = ("/usr/lib/node_modules", "/usr/local/lib/node_modules", "/usr/share/nodejs")
+_NODE_OWN = frozenset(("assert", "buffer", "crypto", "events", "fs", "os", "path", "perf_hooks", "process", "util"))
 GO_PACKAGES = "/usr/share/gocode"
 JAVATUPLES = "RCJAX_JAVATUPLES"  # environment variable: the jar that MultiPL-E's Java tests need
 _JARS = ("/usr/share/java/javatuples.jar", "/usr/share/java/javatuples-1.2.jar")
@@ -157,7 +159,7 @@ def _cpp(tools: Toolchain, source: str) -> list[list[str]]:
 def _java(tools: Toolchain, source: str) -> list[list[str]]:
     path = ".:" + (javatuples() or "")
     # Quick to start and small: one collector thread, no optimising compiler for programs that run for a moment.
-    small = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Xshare:auto", "-Xss64m"]
+    small = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Xss16m", "-Xms16m"]
     compiler = [tools.programs["javac"], *(f"-J{flag}" for flag in [*small, "-Xmx1g"]), "-encoding", "UTF-8"]
     main = re.search(r"(?s)\bclass\s+(\w+)(?:(?!\bclass\s).)*?\bpublic\s+static\s+void\s+main\b", source)
     run = [tools.programs["java"], *small, "-Xmx512m", "-ea", "-cp", path, main.group(1) if main else "Main"]
@@ -194,13 +196,14 @@ def _interpreter(program: str, file: str, *flags: str) -> Callable[[Toolchain, s
     return lambda tools, source: [[tools.programs[program], *flags, file]]
 
 
+_NODE = {"NODE_PATH": ":".join(NODE_MODULES)}
 _GO = {"GO111MODULE": "off", "GOPATH": GO_PACKAGES, "GOCACHE": f"{namespaces.WORK}/.go", "GOFLAGS": "-p=2"}
 _LANGUAGES = (
     Language("python", "main.py", ("python3",), "apt-get install python3", _python),
     Language("cpp", "main.cpp", ("g++",), "apt-get install g++", _cpp),
     Language("java", "Main.java", ("javac", "java"), "apt-get install openjdk-17-jdk-headless", _java, committed=True),
-    Language("js", "main.js", ("node",), "apt-get install nodejs", _js, committed=True),
-    Language("ts", "main.ts", ("tsc", "node"), "npm install -g typescript", _ts, committed=True),
+    Language("js", "main.js", ("node",), "apt-get install nodejs", _js, committed=True, environment=_NODE),
+    Language("ts", "main.ts", ("tsc", "node"), "npm install -g typescript", _ts, committed=True, environment=_NODE),
     Language("rust", "main.rs", ("rustc", "cc"), "apt-get install rustc gcc (or rustup)", _rust, committed=True),
     Language(
         "go",
@@ -242,6 +245,13 @@ def language_of(name: str) -> Language:
 def javatuples() -> str | None:
     """Path of the javatuples jar: what ``RCJAX_JAVATUPLES`` names, else where Debian puts it; None if there is none."""
     return next((path for path in (os.environ.get(JAVATUPLES), *_JARS) if path and os.path.exists(path)), None)
+
+
+def node_module(name: str) -> bool:
+    """Whether programs in JavaScript can load a module: one of node's own, or one that is installed for all."""
+    if name.startswith("node:") or name in _NODE_OWN:
+        return True
+    return any(os.path.isdir(os.path.join(place, name)) for place in NODE_MODULES)
 
 
 def testify() -> bool:

@@ -81,8 +81,8 @@ def completed(task: Task, solution: str) -> str:
         solution = task.prompt + completion[: min(ends, default=len(completion))]
     tests = task.data["tests"]
     if task.data["form"] == "main" and tests.lstrip().startswith("}"):
-        missing = -open_braces(tests)
-        while open_braces(solution) < missing and solution.rstrip().endswith("}"):
+        missing = -open_braces(tests, task.language)
+        while open_braces(solution, task.language) < missing and solution.rstrip().endswith("}"):
             solution = solution.rstrip()[:-1]
     return solution
 
@@ -90,9 +90,10 @@ def completed(task: Task, solution: str) -> str:
 _BRACES = re.compile(r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])'|[{}]""", re.DOTALL)
 
 
-def open_braces(text: str) -> int:
-    """How many braces are open at the end of C-like source; those in strings, characters and comments do not count."""
-    found = [part for part in _BRACES.findall(text) if part in "{}"]
+def open_braces(text: str, language: str) -> int:
+    """How many braces are open at the end of a source text; in C-like languages those in strings, characters and
+    comments do not count (a shell's ``${name//a/b}`` holds no comment)."""
+    found = [part for part in (text if language == "sh" else _BRACES.findall(text)) if part in ("{", "}")]
     return found.count("{") - found.count("}")
 
 
@@ -176,6 +177,10 @@ def lacking(task: Task) -> str:
         crates = [crate for crate in _RUST_CRATES if re.search(rf"(?m)^\s*use {crate}\b", code)]
         if crates:
             return f"the Rust crates {', '.join(crates)} are not here; rustc alone can not fetch crates"
+    if language.name == "js":
+        for name in re.findall(r"""require\(['"]([\w@/-]+)['"]\)""", task.canonical + task.data.get("tests", "")):
+            if not languages.node_module(name):
+                return f"the npm package {name} is not here; get it with: npm install -g {name}"
     packages = [name for name in task.data.get("libs", ()) if importlib.util.find_spec(name.split(".")[0]) is None]
     if packages:
         return f"this Python lacks the packages {', '.join(packages)}; install them with pip"

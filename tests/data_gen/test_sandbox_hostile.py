@@ -41,7 +41,7 @@ def test_verdict_of_a_check_function_can_not_be_forged(sandbox, name):
 @pytest.mark.parametrize("name", ESCAPES)
 def test_nothing_gets_out(sandbox, name):
     before = _outside()
-    outcome = sandbox.run(Program(ESCAPES[name], ("assert 1 == 2",)))
+    outcome = sandbox.run(Program(ESCAPES[name]))  # it passes only where it succeeds
     assert outcome.verdict != Verdict.PASSED, outcome
     assert outcome.seconds < LIMITS.wall_seconds + 3
     assert _outside() == before
