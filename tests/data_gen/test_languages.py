@@ -17,7 +17,7 @@ QUICK = Limits(cpu_seconds=1, wall_seconds=3, memory_mb=512, file_bytes=1 << 20,
 
 ECHO = {
     "python": "print(input())",
-    "cpp": "#include <bits/stdc++.h>\nint main() { std::string s; std::getline(std::cin, s); std::cout << s << '\\n'; }\n",
+    "cpp": "#include <bits/stdc++.h>\nusing namespace std;\nint main() { string s; getline(cin, s); cout << s << '\\n'; }",
     "java": "import java.util.*;\npublic class Main { public static void main(String[] a) {"
     " System.out.println(new Scanner(System.in).nextLine()); } }",
     "js": "console.log(require('fs').readFileSync(0, 'utf8').trim())",
@@ -122,7 +122,7 @@ def test_memory_is_limited(sandbox, name):
 
 HOSTILE = {
     "fork bomb": ":(){ :|:& };:\nwait\nexit 1",
-    "children that each take memory": "for i in 1 2 3 4 5 6; do perl -e '$x = \"x\" x 300000000; sleep 60' & done; wait",
+    "children that each take memory": "for i in 1 2 3 4 5 6; do perl -e '$x = \"x\" x 300000000; sleep 9' & done; wait",
     "daemon": "setsid sleep 60 >/dev/null 2>&1 < /dev/null & exit 1",
     "write to the system": "echo x > /usr/bin/evil || exit 1",
     "network": "exec 3<>/dev/tcp/1.1.1.1/53 || exit 1",
