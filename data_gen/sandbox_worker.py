@@ -399,7 +399,9 @@ def run_stages(orders: socket.socket, request: dict) -> dict:
         code = attempt.ended.get("code", -signal.SIGKILL)
         ordinary = code >= 0 and not attempt.overran and not attempt.memory
         status = ("passed" if code == 0 else "failed") if ordinary else ""
-        replies.append(_reply(attempt, status, stage["error"] if code else "", "" if ordinary else None))
+        silent = ordinary and code and not attempt.output and not attempt.errors
+        tail = f"Exit: the program ended with status {code}\n" if silent else ""
+        replies.append(_reply(attempt, status, stage["error"] if code else "", tail if ordinary else None))
         files = {}
         if replies[-1]["status"] != "passed":
             break

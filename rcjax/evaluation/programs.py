@@ -66,6 +66,7 @@ if result.wasSuccessful() and result.testsRun:
 else:
     sys.exit(1)
 """
+_HEADERS = {"boost": "libboost-dev", "openssl": "libssl-dev"}
 _RUST_CRATES = ("rand", "regex", "md5")
 
 
@@ -164,6 +165,7 @@ def same_output(printed: str, expected: str) -> bool:
 def lacking(task: Task) -> str:
     """What this machine lacks to run programs of a task; "" if nothing."""
     language = languages.language_of(task.language)
+    text = f"{task.prompt}\n{task.canonical}\n{task.data.get('tests', '')}"
     if not language.available:
         return f"{language.name} is not installed here; get it with: {language.install_hint}"
     if language.name == "java" and "org.javatuples" in task.prompt and languages.javatuples() is None:
@@ -177,8 +179,13 @@ def lacking(task: Task) -> str:
         crates = [crate for crate in _RUST_CRATES if re.search(rf"(?m)^\s*use {crate}\b", code)]
         if crates:
             return f"the Rust crates {', '.join(crates)} are not here; rustc alone can not fetch crates"
+    if language.name == "cpp":
+        for name, package in _HEADERS.items():
+            used = f"#include <{name}/" in text.replace("#include<", "#include <")
+            if used and not os.path.isdir(f"/usr/include/{name}"):
+                return f"the C++ headers {name} are not here; get them with: apt-get install {package}"
     if language.name == "js":
-        for name in re.findall(r"""require\(['"]([\w@/-]+)['"]\)""", task.canonical + task.data.get("tests", "")):
+        for name in re.findall(r"""require\(['"]([\w@/-]+)['"]\)""", text):
             if not languages.node_module(name):
                 return f"the npm package {name} is not here; get it with: npm install -g {name}"
     packages = [name for name in task.data.get("libs", ()) if importlib.util.find_spec(name.split(".")[0]) is None]

@@ -17,7 +17,8 @@ QUICK = Limits(cpu_seconds=1, wall_seconds=3, memory_mb=512, file_bytes=1 << 20,
 
 ECHO = {
     "python": "print(input())",
-    "cpp": "#include <bits/stdc++.h>\nusing namespace std;\nint main() { string s; getline(cin, s); cout << s << '\\n'; }",
+    "cpp": "#include <bits/stdc++.h>\nusing namespace std;\n"
+    "int main() { string s; getline(cin, s); cout << s << '\\n'; }",
     "java": "import java.util.*;\npublic class Main { public static void main(String[] a) {"
     " System.out.println(new Scanner(System.in).nextLine()); } }",
     "js": "console.log(require('fs').readFileSync(0, 'utf8').trim())",

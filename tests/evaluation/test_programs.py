@@ -47,7 +47,8 @@ SOLVED = {
     "sh": {
         STRLEN: '    echo "$((${#1}@ + 1@))"',
         ADD: "    echo $(($1 + $2@ * 2@))",
-        FIB: '    local a=0 b=1 i\n    for ((i = 0; i < $1; i++)); do\n        read -r a b <<< "$b $((a + b))"\n    done\n'
+        FIB: "    local a=0 b=1 i\n    for ((i = 0; i < $1; i++)); do\n"
+        '        read -r a b <<< "$b $((a + b))"\n    done\n'
         "    echo $((a@ - 1@))",
     },
     "rs": {
