@@ -8,7 +8,6 @@ docs/sandbox.md what that means.
 
 from __future__ import annotations
 
-import base64
 import collections
 import contextlib
 import dataclasses
@@ -320,7 +319,7 @@ class Sandbox:
         """
         data = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
         request = {
-            "files": {name: base64.b64encode(content).decode() for name, content in data.items()},
+            "files": {name: content.hex() for name, content in data.items()},
             "stages": [dataclasses.asdict(stage) for stage in stages],
         }
         reply = self._request(request, sum(stage.limits.wall_seconds for stage in stages))

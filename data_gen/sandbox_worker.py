@@ -13,7 +13,6 @@ import bisect  # noqa: F401
 import collections  # noqa: F401
 import contextlib
 import copy  # noqa: F401
-import datetime  # noqa: F401
 import functools  # noqa: F401
 import heapq  # noqa: F401
 import itertools  # noqa: F401
@@ -23,29 +22,19 @@ import operator  # noqa: F401
 import os
 import re  # noqa: F401
 import resource
-import select
-import shutil
-import signal
 import socket
 import string  # noqa: F401
-import struct
 import sys
-import time
 import typing  # noqa: F401
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.append(ROOT)  # for the imports below alone: programs shall not see our packages
-from data_gen.isolated import feedback, judge, messages, namespaces, zygote  # noqa: E402
+from data_gen.isolated import messages, namespaces, zygote  # noqa: E402
 
 sys.path.remove(ROOT)
 sys.path_importer_cache.clear()
 
 MEMORY = 4 << 30  # address space of this process: an answer that would take more is refused, not swallowed
-WATCH = 0.05  # seconds between looks at the memory of programs that may start processes
-
-
-class Ended(Exception):
-    """The child ended, or had to be ended."""
 
 
 # ---- isolation
@@ -59,7 +48,7 @@ def isolate(base: str, options: dict, pipes: tuple) -> tuple[socket.socket, dict
     """
     last = ""
     for means in options["means"]:
-        if means == "bwrap" and shutil.which("bwrap") is None:
+        if means == "bwrap" and not any(os.access(f"{place}/bwrap", os.X_OK) for place in os.defpath.split(":")):
             last = "bubblewrap is not installed"
             continue
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -161,320 +150,28 @@ def _can_be(user: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-# ---- one child
-
-
-class Attempt:
-    """This side of one child: what it prints, what it answers, how it ended."""
-
-    def __init__(self, orders: socket.socket, request: dict, letter: bytes):
-        self.orders, self.limits = orders, request["limits"]
-        self.started = time.monotonic()
-        self.deadline = self.started + self.limits["wall_seconds"]
-        self.output, self.errors, self.answers = bytearray(), bytearray(), bytearray()
-        self.overran = self.memory = False
-        self.ended: dict | None = None
-        self.control, child = socket.socketpair()
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe() if request.get("split") else (None, out_write)
-        socket.send_fds(orders, [letter], [child.fileno(), out_write, err_write])
-        child.close()
-        for fd in {out_write, err_write}:
-            os.close(fd)
-        self.streams = {out_read: self.output}
-        if err_read is not None:
-            self.streams[err_read] = self.errors
-        self.open = {self.control.fileno(), *self.streams}
-        self.poll = select.poll()
-        for fd in (*self.open, orders.fileno()):
-            self.poll.register(fd, select.POLLIN)
-        for fd in self.streams:
-            os.set_blocking(fd, False)
-        self.control.setblocking(False)
-        self.watched = self.limits["processes"] > 1
-
-    def ask(self, question: dict) -> dict:
-        """Sends a question and waits for the answer.
-
-        Raises:
-          Ended: the child ended or its time is up.
-          judge.Tampered: the answer is none.
-        """
-        self.tell(question)
-        return self.answer()
-
-    def tell(self, message: dict) -> None:
-        data = memoryview(messages.framed(message))
-        while data:
-            try:
-                data = data[self.control.send(data) :]
-            except BlockingIOError:
-                self._wait(writing=True)
-            except OSError:
-                self.wait_for_end()
-                raise Ended from None
-
-    def answer(self) -> dict:
-        """The next answer."""
-        while True:
-            if len(self.answers) >= 4:
-                size = struct.unpack("<I", self.answers[:4])[0]
-                if size > messages.LARGEST:
-                    raise judge.Tampered
-                if len(self.answers) >= 4 + size:
-                    body = bytes(self.answers[4 : 4 + size])
-                    del self.answers[: 4 + size]
-                    try:
-                        found = json.loads(body)
-                    except (ValueError, RecursionError) as wrong:
-                        raise judge.Tampered from wrong
-                    if not isinstance(found, dict):
-                        raise judge.Tampered
-                    return found
-            if self.ended is not None or self.control.fileno() not in self.open:
-                self.wait_for_end()
-                raise Ended
-            self._wait()
-
-    def wait_for_end(self) -> None:
-        """Until the child has ended by itself or is out of time."""
-        while self.ended is None:
-            self._wait()
-
-    def _wait(self, writing: bool = False) -> None:
-        """Until something happens; raises ``Ended`` when the wall time is up."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            self.overran = True
-            self.kill()
-            raise Ended
-        if writing:
-            self.poll.modify(self.control.fileno(), select.POLLIN | select.POLLOUT)
-        for fd, event in self.poll.poll(1000 * (min(left, WATCH) if self.watched else left)):
-            if fd == self.orders.fileno():
-                self._end()
-            elif fd == self.control.fileno():
-                if event & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                    self._receive()
-            else:
-                self._drain(fd)
-        if writing and self.control.fileno() in self.open:
-            self.poll.modify(self.control.fileno(), select.POLLIN)
-        if self.watched and self.ended is None and self._resident() > self.limits["memory_mb"] << 20:
-            self.memory = True
-            self.kill()
-            raise Ended
-
-    def _receive(self) -> None:
-        try:
-            data = self.control.recv(1 << 20)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if data:
-            self.answers += data
-        else:
-            self._close(self.control.fileno())
-
-    def _drain(self, fd: int) -> bool:
-        """Reads once; what is past the limit is dropped. False if there is nothing (more)."""
-        buffer, limit = self.streams[fd], self.limits["output_bytes"] + 1
-        try:
-            data = os.read(fd, 1 << 16)
-        except BlockingIOError:
-            return False
-        if not data:
-            self._close(fd)
-        buffer += data[: max(0, limit - len(buffer))]
-        return bool(data)
-
-    def _close(self, fd: int) -> None:
-        if fd in self.open:
-            self.open.discard(fd)
-            self.poll.unregister(fd)
-
-    def _end(self) -> None:
-        data = self.orders.recv(1 << 16)
-        if not data:
-            raise OSError("the zygote is gone")
-        self.ended = json.loads(data)
-
-    def kill(self) -> None:
-        """Ends the child; returns when nothing of it is left."""
-        if self.ended is None:
-            self.orders.send(b"K")
-            self._end()
-
-    def finish(self) -> None:
-        """Ends the child if it is still there, takes the rest of its output and lets go of everything."""
-        self.kill()
-        for fd in self.streams:
-            for _ in range(64):
-                if fd not in self.open or not self._drain(fd):
-                    break
-            os.close(fd)
-        if self.control.fileno() in self.open:
-            self._receive()
-        self.control.close()
-        self.seconds = time.monotonic() - self.started
-
-    def _resident(self) -> int:
-        """Bytes of memory that all the program's processes have for themselves."""
-        total = 0
-        for pid in set(descendants(os.getpid())) - HELPERS:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                with open(f"/proc/{pid}/statm") as file:
-                    fields = file.read().split()
-                total += (int(fields[1]) - int(fields[2])) * resource.getpagesize()
-        return total
-
-
-def descendants(pid: int) -> list[int]:
-    """Process numbers below ``pid``, parents first."""
-    found, at = [], 0
-    line = [pid]
-    while at < len(line):
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{line[at]}/task/{line[at]}/children") as file:
-                children = [int(number) for number in file.read().split()]
-            line += children
-            found += children
-        at += 1
-    return found
-
-
-# ---- requests
-
-
-def run_python(orders: socket.socket, request: dict) -> dict:
-    """Runs a program and judges its tests."""
-    code, tests = request["code"], request["tests"]
-    first = code.count("\n")
-    lines = (code + tests).splitlines()
-    steps = judge.steps(tests, judge.rebinds(code)) if tests else ()
-    whole = steps is None  # tests that are no Python by themselves: one file, with all that this means
-    sent = {"code": code + tests if whole else code, "limits": request["limits"]}
-    sent |= {
-        "script": request.get("script", False),
-        "blank": tests.count("\n"),
-        "stdin": request.get("stdin", ""),
-        "split": request.get("split", False),
-    }
-    attempt = Attempt(orders, request, b"F")
-    error, tail, status = "", None, "passed"
-    try:
-        answer = attempt.ask(sent)
-        judge.checked(answer)
-        if not answer.get("done"):
-            raise judge.Tampered
-        for step in steps or ():
-            judge.examine(step, first, attempt.ask)
-    except judge.Failed as failed:
-        error = failed.error["type"]
-        status = "memory" if error == "MemoryError" else "failed"
-        tail = feedback.written(failed.error, lines)
-    except judge.Tampered:
-        status, error, tail = "crashed", "Tampered", "Crashed: the program spoke in the place of its harness\n"
-    except Ended:
-        status = ""
-    attempt.finish()
-    return _reply(attempt, status, error, tail)
-
-
-def run_stages(orders: socket.socket, request: dict) -> dict:
-    """Runs commands one after the other in one private directory, until one fails."""
-    replies = []
-    files = request["files"]
-    for stage in request["stages"]:
-        sent = {name: stage[name] for name in ("argv", "limits", "committed", "environment", "stdin")}
-        sent["files"] = files
-        attempt = Attempt(orders, {"limits": stage["limits"], "split": True}, b"S")
-        try:
-            attempt.tell(sent)
-            attempt.wait_for_end()
-        except Ended:
-            pass
-        attempt.finish()
-        code = attempt.ended.get("code", -signal.SIGKILL)
-        ordinary = code >= 0 and not attempt.overran and not attempt.memory
-        status = ("passed" if code == 0 else "failed") if ordinary else ""
-        silent = ordinary and code and not attempt.output and not attempt.errors
-        tail = f"Exit: the program ended with status {code}\n" if silent else ""
-        replies.append(_reply(attempt, status, stage["error"] if code else "", tail if ordinary else None))
-        files = {}
-        if replies[-1]["status"] != "passed":
-            break
-    orders.send(b"C")
-    return {"status": replies[-1]["status"], "stages": replies}
-
-
-def _reply(attempt: Attempt, status: str, error: str, tail: str | None) -> dict:
-    limits = attempt.limits
-    kept = limits["output_bytes"]
-    texts = [bytes(part[:kept]).decode("utf-8", "replace") for part in (attempt.output, attempt.errors)]
-    cut = len(attempt.output) > kept or len(attempt.errors) > kept
-    text = texts[0] + texts[1]
-    for place in (namespaces.WORK, os.path.join(BASE, "attempt")):
-        text = text.replace(place, ".")
-    text = feedback.ADDRESS.sub("0x...", text)
-    if cut:
-        text += "\n... output cut\n"
-    ended = attempt.ended or {}
-    if "lost" in ended:
-        return {"status": "lost", "error": "", "feedback": "", "seconds": 0.0, "stdout": "", "cut": False}
-    if not status:
-        status, error, tail = _how_it_ended(attempt, ended.get("code", 0), ended.get("cpu", 0.0))
-    if text and tail and not text.endswith("\n"):
-        text += "\n"
-    shown = {"status": status, "error": error, "feedback": text + (tail or ""), "seconds": attempt.seconds}
-    return shown | {"stdout": texts[0], "cut": cut}
-
-
-def _how_it_ended(attempt: Attempt, code: int, used: float) -> tuple[str, str, str]:
-    limits = attempt.limits
-    if attempt.memory:
-        return "memory", "MemoryError", f"MemoryError: more than {limits['memory_mb']} MiB\n"
-    if attempt.overran:
-        return "timeout", "TimeoutError", f"TimeoutError: no result within {limits['wall_seconds']:g} s\n"
-    if code in (-signal.SIGPROF, -signal.SIGXCPU) or (code == -signal.SIGKILL and used >= limits["cpu_seconds"]):
-        return "timeout", "TimeoutError", f"TimeoutError: no result within {limits['cpu_seconds']:g} s\n"
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return "crashed", name, f"Crashed: killed by {name}\n"
-    return "crashed", "Exit", f"Exit: the program ended with status {code} before its tests\n"
-
-
 def main() -> None:
-    global BASE, HELPERS
-    requests, replies, BASE = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    requests, replies, base = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     options = json.loads(sys.argv[4])
     os.umask(0o077)
     for fd in (requests, replies):
         os.set_inheritable(fd, False)
-    orders, reached = isolate(BASE, options, (requests, replies))
-    HELPERS = frozenset(descendants(os.getpid()))
+    orders, reached = isolate(base, options, (requests, replies))
+    # Only now, and so not in the zygote: every module that it holds makes every fork dearer.
+    sys.path.append(ROOT)
+    from data_gen.isolated import supervisor
+
     namespaces.close_to_others()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     messages.write_message(replies, reached)
-    while (request := messages.read_message(requests)) is not None:
-        try:
-            reply = run_stages(orders, request) if "stages" in request else run_python(orders, request)
-        except OSError as error:
-            reply = {"status": "lost", "error": "", "feedback": f"sandbox: {error.strerror}", "seconds": 0.0}
-        messages.write_message(replies, reply)
+    supervisor.serve(orders, requests, replies, base)
     orders.close()
     with contextlib.suppress(ChildProcessError):
         os.wait()
     with contextlib.suppress(OSError):
-        os.rmdir(BASE)
+        os.rmdir(base)
 
 
-BASE = ""
-HELPERS: frozenset[int] = frozenset()  # the zygote and what stands between
 if __name__ == "__main__":
     if sys.argv[1] == "--zygote":
         _zygote_in_bubblewrap(json.loads(sys.argv[2]))

@@ -3,7 +3,7 @@
 Requests come over ``control`` (a stream socket); what they ask for:
 
     {"argv": [...]}   become another program: a compiler, or what it made
-    {"code": "..."}   run Python, then answer questions about it until the supervisor hangs up
+    {"code": "..."}   run Python, then take the steps of its tests and answer questions about it
 
 Answers are about a program that may have taken this very process over. So they are only ever values and errors, never a
 verdict: the supervisor knows what they should be, and this process does not.
@@ -11,7 +11,6 @@ verdict: the supervisor knows what they should be, and this process does not.
 
 from __future__ import annotations
 
-import base64
 import builtins
 import contextlib
 import io
@@ -78,7 +77,7 @@ def become(request: dict, directory: str) -> None:
         for name, data in request["files"].items():
             os.makedirs(os.path.dirname(os.path.join(directory, name)), exist_ok=True)
             with open(name, "wb") as file:
-                file.write(base64.b64decode(data))
+                file.write(bytes.fromhex(data))
         if request["stdin"]:
             _feed(request["stdin"])
         os.close(CONTROL)
@@ -100,18 +99,15 @@ def _python(request: dict, directory: str) -> None:
     writer = io.BufferedWriter(io.FileIO(1, "w", closefd=False))
     sys.stdout = io.TextIOWrapper(writer, "utf-8", "backslashreplace", write_through=True)
     sys.stderr = sys.stdout
-    if request.get("split"):
+    if not request["split"]:
+        os.dup2(1, 2)
+    else:
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", write_through=True)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     for name in [name for name in sys.modules if name == "__main__" or name.startswith("data_gen")]:
         del sys.modules[name]
     session = Session(request, writer)
-    session.answer(session.execute())
-    while True:
-        question = messages.read_message(CONTROL)
-        if question is None:
-            return
-        session.answer(session.reply(question))
+    session.serve(request["steps"], request["mark"].encode())
 
 
 class Session:
@@ -131,8 +127,8 @@ class Session:
         sys.modules["__main__"] = self.module
         self.flags = 0
         self.kept: list = []
-        self._frame, self._dump = messages.framed, messages.dump_plain
-        self._write, self._encode = os.write, base64.b64encode
+        self._frame, self._dump, self._read = messages.framed, messages.dump_plain, messages.read_message
+        self._write = os.write
         self._record = feedback.record
 
     def answer(self, message: dict) -> None:
@@ -142,6 +138,35 @@ class Session:
         data = memoryview(self._frame(message))
         while data:
             data = data[self._write(CONTROL, data) :]
+
+    def serve(self, steps: list[dict], mark: bytes) -> None:
+        """Runs the code and takes the steps one after the other without waiting for anybody, but where ``paused``.
+
+        ``mark`` goes to standard output between two steps: what a program prints after a step that the supervisor finds
+        failed is none of its feedback.
+        """
+        found = self.execute()
+        self.answer(found)
+        for step in [] if "error" in found else steps:
+            found = self.reply(step)
+            self.answer(found)
+            if "error" in found:
+                break
+            if paused(step, found):
+                self.questions()
+            with contextlib.suppress(OSError):
+                self._write(1, mark)
+        self.questions()
+
+    def questions(self) -> None:
+        """Answers questions until the supervisor wants the next step, or hangs up."""
+        while True:
+            question = self._read(CONTROL)
+            if question is None:
+                os._exit(0)
+            if "next" in question:
+                return
+            self.answer(self.reply(question))
 
     def failed(self, error: BaseException, compare=None) -> dict:
         return {"error": self._record(error, compare), "memory": isinstance(error, MemoryError)}
@@ -195,9 +220,30 @@ class Session:
 
     def _plain(self, value):
         try:
-            return self._encode(self._dump(value)).decode()
+            return self._dump(value).hex()
         except BaseException:
             return None
+
+
+def paused(step: dict, answer: dict) -> bool:
+    """Whether the child waits after a step: where the supervisor may have to ask more about it. That is so where this
+    one says so, and where a value is no plain data, or has sets in it, whose order it has to be asked for."""
+    if step.get("pause"):
+        return True
+    for data in answer.get("values", ()):
+        raw = bytes.fromhex(data) if isinstance(data, str) else b"\x93"
+        if asked_for(raw):
+            return True
+    return False
+
+
+def asked_for(raw: bytes) -> bool:
+    """Whether pickled data is of a value that the supervisor asks more about."""
+    return any(code in raw for code in _ASKED)
+
+
+# EMPTY_SET, FROZENSET, STACK_GLOBAL, NEWOBJ. Other data may hold these bytes by chance and is asked for, too.
+_ASKED = (b"\x8f", b"\x91", b"\x93", b"\x81")
 
 
 def flat(value):

@@ -6,7 +6,6 @@ An error travels as a dict: ``type``, ``message``, ``frames`` as (line, function
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import sys
@@ -107,6 +106,8 @@ def compared_in(source: str, namespace: dict):
     """For ``record``: what the failed ``assert a == b`` on a line compared, both sides computed once more for it."""
 
     def compare(line: int) -> str:
+        import ast  # not before it is needed: every page of memory makes every fork dearer
+
         try:
             for node in ast.parse(source).body:
                 if isinstance(node, ast.Assert) and node.lineno <= line <= (node.end_lineno or node.lineno):

@@ -14,15 +14,14 @@ run in the program's process; docs/sandbox.md says what holds then.
 from __future__ import annotations
 
 import ast
-import base64
 import builtins
 import copy
 import functools
 import importlib
-import secrets
+import os
 from collections.abc import Callable
 
-from data_gen.isolated import feedback, messages
+from data_gen.isolated import attempt, feedback, messages
 
 # Pure functions, safe to call here on plain data. None of them can reach a file or run code of its arguments.
 _NAMES = """
@@ -235,15 +234,25 @@ class Tampered(Exception):
 Ask = Callable[[dict], dict]  # a question to the program's process; raises what the supervisor raises if it ended
 
 
-def examine(step: Step, first: int, ask: Ask) -> None:
-    """Takes one step of tests that begin behind ``first`` lines of the file.
+def question(step: Step, first: int) -> dict | None:
+    """What the program's process has to do for a step of tests that begin behind ``first`` lines; None: nothing."""
+    if step.questions is None:
+        return {"run": step.source, "line": step.line + first, "token": os.urandom(16).hex()}
+    if not step.questions:
+        return None
+    asked = [(source, line + first) for source, line in step.questions]
+    return {"eval": asked, "pause": step.message is not None}
+
+
+def examine(step: Step, first: int, asked: dict | None, answer: dict | None, ask: Ask) -> None:
+    """Judges one step by the answer to what was asked for it; ``ask`` asks more.
 
     Raises:
       Failed: the program fails it.
       Tampered: the answers make no sense.
     """
     try:
-        _examine(step, first, ask)
+        _examine(step, first, asked, answer, ask)
     except Failed as failed:
         if step.caller is not None:
             line, name = step.caller
@@ -252,14 +261,12 @@ def examine(step: Step, first: int, ask: Ask) -> None:
         raise
 
 
-def _examine(step: Step, first: int, ask: Ask) -> None:
+def _examine(step: Step, first: int, asked: dict | None, answer: dict | None, ask: Ask) -> None:
     if step.questions is None:
-        token = secrets.token_hex(16)
-        answer = checked(ask({"run": step.source, "line": step.line + first, "token": token}))
-        if answer.get("done") != token:
+        if checked(answer).get("done") != asked["token"]:
             raise Tampered
         return
-    values = _values([(source, line + first) for source, line in step.questions], ask) if step.questions else []
+    values = _values(asked["eval"], checked(answer), ask) if asked else []
     test = _Test(step, first, values, ask)
     if not test.holds():
         message = test.message() if step.message is None else test.carried()
@@ -267,24 +274,33 @@ def _examine(step: Step, first: int, ask: Ask) -> None:
         raise Failed({"type": "AssertionError", "message": message, "frames": frames, "syntax": None})
 
 
-def _values(questions: list[tuple[str, int]], ask: Ask) -> list[_Kept]:
-    answer = checked(ask({"eval": questions}))
+def _values(questions: list[tuple[str, int]], answer: dict, ask: Ask) -> list[_Kept]:
     first, sent = answer.get("first"), answer.get("values")
     if not isinstance(first, int) or not isinstance(sent, list) or len(sent) != len(questions):
         raise Tampered
     return [_Kept(first + number, data, ask) for number, data in enumerate(sent)]
 
 
+def waits(asked: dict, answer: dict) -> bool:
+    """Whether the program's process waits behind this step; it decides by the same rule."""
+    try:
+        return attempt.paused(asked, answer)
+    except (ValueError, TypeError) as wrong:
+        raise Tampered from wrong
+
+
 class _Kept:
     """A value of the program: plain, or only a number by which its process knows it."""
 
     def __init__(self, number: int, data, ask: Ask):
-        self.number, self.value, self.plain = number, None, False
+        self.number, self.value, self.plain, self.asks = number, None, False, True
         for flat in (False, True):
             if flat:  # an instance of a class below list, int and so on counts as one of these
                 data = ask({"flat": number}).get("flat")
             try:
-                self.value, self.plain = messages.load_plain(base64.b64decode(data)), True
+                raw = bytes.fromhex(data)
+                self.value, self.plain = messages.load_plain(raw), True
+                self.asks = attempt.asked_for(raw)
                 return
             except (messages.NotPlain, ValueError, TypeError):
                 continue
@@ -346,11 +362,16 @@ class _Test:
         for node in ast.walk(whole):
             if isinstance(node, ast.Name) and node.id.startswith("__value"):
                 node.id = f"__kept{self.values[int(node.id[7:])].number}"
-        return _values([(ast.unparse(whole), self.line)], self.ask)[0]
+        return self.asked(ast.unparse(whole))
+
+    def asked(self, source: str) -> _Kept:
+        """The value of one more expression."""
+        questions = [(source, self.line)]
+        return _values(questions, checked(self.ask({"eval": questions})), self.ask)[0]
 
     def carried(self) -> str:
         """The text that a failed assertion carries; the program's process computes it, and it is only shown."""
-        kept = _values([(f"str({self.step.message})", self.line)], self.ask)[0]
+        kept = self.asked(f"str({self.step.message})")
         return feedback.scrub(kept.value[: feedback.MESSAGE]) if isinstance(kept.value, str) else ""
 
     def message(self) -> str:
@@ -360,7 +381,10 @@ class _Test:
             return ""
         shown = []
         for part, kept in zip((test.left, test.comparators[0]), self.sides, strict=True):
-            text = repr(self.compute(part)) if kept is None else self.ask({"repr": kept.number}).get("repr")
+            if kept is None or not kept.asks:
+                text = repr(self.compute(part) if kept is None else kept.value)
+            else:  # the text depends on more than the value: there the program's process waits to be asked
+                text = self.ask({"repr": kept.number}).get("repr")
             if not isinstance(text, str):
                 return ""
             shown.append(text)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import decimal
+import importlib
 import io
 import os
 import pickle
@@ -13,8 +12,8 @@ from json import dumps, loads
 from struct import pack, unpack
 
 _pickled = pickle.dumps
-_TYPES = {("builtins", "complex"): complex, ("builtins", "range"): range, ("decimal", "Decimal"): decimal.Decimal}
-_TYPES |= {("datetime", name): getattr(datetime, name) for name in ("date", "datetime", "time", "timedelta")}
+_TYPES = {("builtins", "complex"), ("builtins", "range"), ("decimal", "Decimal")}
+_TYPES |= {("datetime", name) for name in ("date", "datetime", "time", "timedelta")}
 LARGEST = 64 << 20  # bytes of one message; what is longer is no answer
 
 
@@ -61,7 +60,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) in _TYPES:
-            return _TYPES[module, name]
+            return getattr(importlib.import_module(module), name)
         raise NotPlain(f"{module}.{name}")
 
 

@@ -218,18 +218,22 @@ def close_to_others() -> None:
     _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def renounce() -> None:
+    """Neither this process nor a child of it can ever gain rights that it does not have now."""
+    for capability in range(41):
+        _call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
+    _call("prctl", PR_CAP_AMBIENT, 4, 0, 0, 0)  # 4: clear all
+    _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
 def drop_privileges(user: int | None) -> None:
-    """Becomes ``user`` for good if one is given; gives every capability away in any case."""
+    """Becomes ``user`` for good, which costs every capability; None: stays who it is and gives them away."""
     if user is not None:
-        for capability in range(41):
-            _call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-    _call("prctl", PR_CAP_AMBIENT, 4, 0, 0, 0)  # 4: clear all
-    header = struct.pack("<Ii", CAPABILITY_VERSION, 0)
-    _call("capset", header, bytes(24))
-    _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    else:
+        _call("capset", struct.pack("<Ii", CAPABILITY_VERSION, 0), bytes(24))
 
 
 def limit(limits: dict, committed: bool = False) -> None:

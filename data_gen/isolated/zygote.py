@@ -6,9 +6,8 @@ namespace it is process 1 there, so that no program can signal it, and whatever 
 
 The supervisor sends a letter, with file descriptors; the answer is one JSON datagram when the child has ended:
 
-    F  fork, with (control, stdout, stderr); afterwards the private directory is made new
-    S  the same, and the directory stays for the next stage
-    C  make the private directory new; no answer
+    F  fork, with (control, stdout, stderr)
+    C  make the private directory new if a program changed anything in it; no answer
     K  kill the child that runs; without one, nothing
 """
 
@@ -19,7 +18,6 @@ import gc
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import stat
@@ -48,6 +46,7 @@ class Zygote:
         """Serves until the supervisor is gone."""
         namespaces.close_to_others()
         namespaces.adopt_orphans()
+        namespaces.renounce()
         self.clean(whole=True)
         gc.collect()
         gc.freeze()
@@ -56,13 +55,15 @@ class Zygote:
             letter, descriptors, _, _ = socket.recv_fds(self.orders, 16, 3)
             if not letter:
                 break
-            if letter in (b"F", b"S"):
-                self.fork(descriptors, keep=letter == b"S")
+            if letter == b"F":
+                self.fork(descriptors)
             elif letter == b"C":
-                self.clean(whole=True)
-        shutil.rmtree(self.work, ignore_errors=True)
+                self.clean()
+        if not self.own_files:
+            self.clean()
+            os.rmdir(self.work)
 
-    def fork(self, descriptors, keep: bool) -> None:
+    def fork(self, descriptors) -> None:
         """One child, until it has ended and nothing of it is left."""
         try:
             pid = os.fork()
@@ -84,8 +85,6 @@ class Zygote:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
         _reap(self.reached["pid"])
-        if not keep:
-            self.clean()
         if gone:
             raise SystemExit(0)
         ended = {"code": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime}
@@ -125,6 +124,8 @@ class Zygote:
             if not namespaces.fresh_tmp(namespaces.TMP, self.size):
                 self.own_files = False
         if not self.own_files:
+            import shutil  # not before it is needed: its compression libraries make every fork dearer
+
             for _ in range(100):  # a process that is still dying may write once more
                 shutil.rmtree(self.work, ignore_errors=True)
                 if not os.path.lexists(self.work):
