@@ -155,9 +155,9 @@ class _Worker:
         os.chmod(self._base, 0o711)  # a child of another user must pass through to its own directory
         request_read, self._requests = os.pipe()
         self._replies, reply_write = os.pipe()
+        arguments = (str(request_read), str(reply_write), self._base, json.dumps(options))
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-s", "-P", "-B", str(_WORKER), str(request_read), str(reply_write), self._base]
-            + [json.dumps(options)],
+            [sys.executable, "-S", "-s", "-P", "-B", str(_WORKER), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -1,9 +1,9 @@
 """Judges tests in a process that the program can not reach, from values that the program is asked for.
 
 ``assert solve(3) == [1, 2]`` becomes a question ("what is ``solve(3)``?") and a comparison that is made here, with the
-answer as plain data and an expected value that the program's process never sees. So a program can not pass such a test
-but by the right value: it may leave early, write to any descriptor, replace builtins, search its own memory or speak the
-protocol itself.
+answer as plain data and an expected value that the program's process never sees. So a program can not pass such a
+test but by the right value: it may leave early, write to any descriptor, replace builtins, search its own memory or
+speak the protocol itself.
 
 The same holds for every ``assert`` that is made of calls of the program, literals, operators and the builtins and
 modules named below. What is not (statements that contain assertions, values of classes of the program's own that are
@@ -25,11 +25,13 @@ from data_gen.isolated import feedback, messages
 
 # Pure functions, safe to call here on plain data. None of them can reach a file or run code of its arguments.
 BUILTINS = frozenset(
-    "abs all any bool bytes chr complex dict divmod enumerate float frozenset hash int isinstance len list max min ord "
-    "pow range repr reversed round set sorted str sum tuple type zip".split()
+    ["abs", "all", "any", "bool", "bytes", "chr", "complex", "dict", "divmod", "enumerate", "float", "frozenset"]
+    + ["hash", "int", "isinstance", "len", "list", "max", "min", "ord", "pow", "range", "repr", "reversed", "round"]
+    + ["set", "sorted", "str", "sum", "tuple", "type", "zip"]
 )
 # Names among them that a program may not take over where they decide a test: `isinstance = lambda *a: True`.
-PREDICATES = frozenset("abs all any bool isinstance len round type".split())
+PREDICATES = frozenset(["abs", "all", "any", "bool", "isinstance", "len", "round", "type"])
+ELSEWHERE = frozenset(["range", "bytes", "pow", "hash", "repr", "str"])  # of values of the program: not here
 MODULES = frozenset(("math", "cmath"))
 _SAFE = {name: getattr(builtins, name) for name in BUILTINS}
 _PLAIN_NODES = (
@@ -134,11 +136,7 @@ class _Splitter:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift | ast.Mod | ast.Mult):
             inner = False  # work without bound, and text formatting, are not done here
         call = isinstance(node, ast.Call) and self.pure(node.func) and not node.keywords
-        if (
-            call
-            and isinstance(node.func, ast.Name)
-            and node.func.id in ("range", "bytes", "pow", "hash", "repr", "str")
-        ):
+        if call and isinstance(node.func, ast.Name) and node.func.id in ELSEWHERE:
             call = False
         # `a and b` asks for b only if a holds: both are asked for here, so nothing may be undone by that.
         if isinstance(node, ast.BoolOp):

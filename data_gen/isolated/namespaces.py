@@ -189,8 +189,15 @@ def bubblewrap(command, readable, size: int) -> list[str]:
     for name in ("SYS_ADMIN", "SETUID", "SETGID", "CHOWN", "KILL", "DAC_OVERRIDE", "FOWNER", "SETPCAP", "SYS_RESOURCE"):
         line += ["--cap-add", f"CAP_{name}"]
     for path in visible(readable):
+        for parent in _parents(path):
+            line += ["--perms", "0755", "--dir", parent]
         line += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
     return [*line, "--remount-ro", "/", "--", *command]
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.strip("/").split("/")[:-1]
+    return ["/" + "/".join(parts[: number + 1]) for number in range(len(parts))]
 
 
 # ---- the child

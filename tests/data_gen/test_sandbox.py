@@ -217,7 +217,7 @@ def test_works_where_namespaces_are_not_to_be_had():
 
 def test_isolation_that_is_required_and_lacking_is_refused_in_one_sentence():
     with pytest.raises(
-        SandboxError, match="isolation is required and this machine lacks .*network namespace"
+        SandboxError, match=r"isolation is required and this machine lacks .*network namespace"
     ) as raised:
         Sandbox(1, LIMITS, require_isolation=True, means=["limits"])
     assert "\n" not in str(raised.value)
