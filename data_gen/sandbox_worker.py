@@ -29,7 +29,7 @@ import typing  # noqa: F401
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.append(ROOT)  # for the imports below alone: programs shall not see our packages
-from data_gen.isolated import messages, namespaces, zygote  # noqa: E402
+from data_gen.isolated import attempt, messages, namespaces, zygote  # noqa: E402
 
 sys.path.remove(ROOT)
 sys.path_importer_cache.clear()
@@ -99,7 +99,7 @@ def _become_zygote(orders: socket.socket, means: str, base: str, options: dict) 
                 namespaces.die_with_parent()
             if reached["mounts"]:
                 reached["root"] = namespaces.private_root(base, options["readable"], options["work_bytes"])
-        _serve(orders, reached, base, options, seed)
+        serve(orders, reached, base, options, seed)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     finally:
@@ -109,11 +109,11 @@ def _become_zygote(orders: socket.socket, means: str, base: str, options: dict) 
 def _zygote_in_bubblewrap(arguments: dict) -> None:
     os.umask(0o077)
     reached = {"means": "bwrap", "network": True, "pid": True, "mounts": True, "root": True}
-    _serve(socket.socket(fileno=arguments["orders"]), reached, "", arguments["options"], arguments["seed"])
+    serve(socket.socket(fileno=arguments["orders"]), reached, "", arguments["options"], arguments["seed"])
 
 
-def _serve(orders: socket.socket, reached: dict, base: str, options: dict, seed: int) -> None:
-    """Runs the zygote loop in this process; never returns."""
+def serve(orders: socket.socket, reached: dict, base: str, options: dict, seed: int, start=attempt.start) -> None:
+    """Runs the zygote loop in this process, its children ``start``; never returns."""
     reached["uid"], reached["lacks"] = None, []
     if os.geteuid() == 0:
         # A number of its own for each worker: the limit on processes counts those of the user, whoever started them.
@@ -132,7 +132,7 @@ def _serve(orders: socket.socket, reached: dict, base: str, options: dict, seed:
     elif not os.path.isdir("/proc/self"):
         reached["lacks"].append("/proc")
     work = namespaces.WORK if reached["root"] else os.path.join(base, "attempt")
-    zygote.Zygote(orders, reached, work, options["work_bytes"]).run()
+    zygote.Zygote(orders, reached, work, options["work_bytes"], start).run()
     os._exit(0)
 
 

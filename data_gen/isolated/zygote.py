@@ -35,9 +35,11 @@ class Zygote:
       work: the private writable directory.
       size: bytes that files in it may take together, where it is a file system of its own.
       user: number of the user that children become, None: they stay who they are.
+      start: what a child does, (descriptors, private directory, user); it never returns.
     """
 
-    def __init__(self, orders: socket.socket, reached: dict, work: str, size: int):
+    def __init__(self, orders: socket.socket, reached: dict, work: str, size: int, start=attempt.start):
+        self.start = start
         self.orders, self.reached, self.work, self.size = orders, reached, work, size
         self.user = reached["uid"]
         self.own_files = reached["root"]
@@ -74,7 +76,7 @@ class Zygote:
             return
         if pid == 0:
             try:
-                attempt.start(descriptors, self.work, self.user)
+                self.start(descriptors, self.work, self.user)
             finally:
                 os._exit(70)
         for fd in descriptors:
