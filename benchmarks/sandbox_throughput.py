@@ -102,9 +102,8 @@ def main() -> None:
             for _ in range(flags.rounds):
                 for peer, run in peers.items():
                     rates[peer].append(run(programs))
-            ours, bwrap, bare = (
-                statistics.median(rates.get(peer, [float("nan")])) for peer in ("sandbox", "bwrap", "fresh")
-            )
+            medians = {peer: statistics.median(found) for peer, found in rates.items()}
+            ours, bwrap, bare = medians["sandbox"], medians.get("bwrap", float("nan")), medians["fresh"]
             print(f"{name:<14}{ours:>12.0f}{bwrap:>19.0f}{ours / bwrap:>7.2f}{bare:>17.0f}{ours / bare:>7.2f}")
 
 
