@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -91,6 +92,13 @@ def parser() -> argparse.ArgumentParser:
         help="show which languages programs can be written in here, and how to add the rest",
         description="Shows which toolchains this machine has, the packages of those that it lacks, and the isolation.",
     )
+    for command in commands.choices.values():
+        command.add_argument(
+            "--require_isolation",
+            "--require-isolation",
+            action="store_true",
+            help="refuse to run programs where something of the sandbox's isolation is lacking (docs/sandbox.md)",
+        )
     return top
 
 
@@ -100,10 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from data_gen.build import BuildError
     from data_gen.parallel import WorkerError
     from data_gen.problems import ProblemError
-    from data_gen.sandbox import SandboxError
+    from data_gen.sandbox import REQUIRE, SandboxError
     from data_gen.templates import TemplateError
     from rcjax.data.tfrecord import RecordError
 
+    if flags.require_isolation:
+        os.environ[REQUIRE] = "1"
     try:
         {"build": run_build, "inspect": run_inspect, "languages": run_languages}[flags.command](flags)
     except (BuildError, ProblemError, TemplateError, SandboxError, RecordError, WorkerError) as error:

@@ -29,6 +29,7 @@ from pathlib import Path
 _WORKER = Path(__file__).with_name("sandbox_worker.py")
 _GRACE = 10.0  # seconds past the wall limit after which a worker counts as lost
 _START = 30.0
+REQUIRE = "RCJAX_REQUIRE_ISOLATION"
 LOST = "Crashed: the program took its interpreter down\n"
 WORK_BYTES = 256 << 20  # of all files of one program together, where its directory is a file system of its own
 MEANS = ("bwrap", "namespaces", "limits")  # ways to isolate, the first that works is taken
@@ -233,7 +234,7 @@ class Sandbox:
         workers: int | None = None,
         limits: Limits | None = None,
         *,
-        require_isolation: bool = False,
+        require_isolation: bool | None = None,
         readable: Sequence[str | os.PathLike] = (),
         means: Sequence[str] = MEANS,
     ):
@@ -242,7 +243,8 @@ class Sandbox:
         Args:
           workers: number of zygotes, the number of usable CPUs if None.
           limits: of Python programs.
-          require_isolation: refuse to work where something of the isolation is lacking.
+          require_isolation: refuse to work where something of the isolation is lacking; None: as the environment
+            variable RCJAX_REQUIRE_ISOLATION says, which ``--require_isolation`` sets for all processes.
           readable: further paths that programs may read, beside the system's own.
           means: ways to isolate that may be used, in order.
 
@@ -259,7 +261,8 @@ class Sandbox:
         try:
             for _ in range(self.workers):
                 self._free.put(self._start())
-            if require_isolation and self.lacks:
+            required = bool(os.environ.get(REQUIRE)) if require_isolation is None else require_isolation
+            if required and self.lacks:
                 raise SandboxError(
                     f"isolation is required and this machine lacks {', '.join(self.lacks)}; install bubblewrap, allow "
                     "user namespaces, or leave --require_isolation away"

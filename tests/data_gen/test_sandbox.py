@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from data_gen.sandbox import Limits, Program, Sandbox, SandboxError, Verdict
+from data_gen.sandbox import REQUIRE, Limits, Program, Sandbox, SandboxError, Verdict
 
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=2.0, memory_mb=256, output_bytes=2000)
 ECHO = Program("def solve(x):\n    return x\n", ("assert solve(1) == 1",))
@@ -221,6 +221,16 @@ def test_isolation_that_is_required_and_lacking_is_refused_in_one_sentence():
     ) as raised:
         Sandbox(1, LIMITS, require_isolation=True, means=["limits"])
     assert "\n" not in str(raised.value)
+
+
+def test_flag_of_the_command_requires_isolation_in_all_processes(monkeypatch, capsys):
+    from data_gen import __main__ as command
+
+    monkeypatch.setenv(REQUIRE, "")
+    monkeypatch.setattr(Sandbox.__init__, "__kwdefaults__", Sandbox.__init__.__kwdefaults__ | {"means": ("limits",)})
+    assert command.main(["languages"]) == 0
+    assert command.main(["languages", "--require_isolation"]) == 1
+    assert "error: isolation is required and this machine lacks" in capsys.readouterr().err
 
 
 def test_limits_must_be_positive():
