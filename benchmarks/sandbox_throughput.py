@@ -89,9 +89,8 @@ def main() -> None:
     with Sandbox(1, Limits(), means=[flags.means] if flags.means else MEANS) as sandbox:
         print(f"isolation: {sandbox.isolation}")
         print(f"load average before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs\n")
-        print(
-            f"{'programs':<14}{'sandbox /s':>12}{'bwrap + python /s':>19}{'ratio':>7}{'python -I -S /s':>17}{'ratio':>7}"
-        )
+        heads = ("programs", "sandbox /s", "bwrap + python /s", "ratio", "python -I -S /s", "ratio")
+        print("{:<14}{:>12}{:>19}{:>7}{:>17}{:>7}".format(*heads))
         for name, programs in loads.items():
             peers: dict[str, Callable[[Sequence[Program]], float]] = {
                 "sandbox": lambda programs: in_sandbox(sandbox, programs),

@@ -18,6 +18,7 @@ import builtins
 import copy
 import functools
 import importlib
+import operator
 import os
 from collections.abc import Callable
 
@@ -63,9 +64,9 @@ class Step:
 
     def __init__(self, node: ast.stmt, source: str):
         self.line = node.lineno
-        self.source = ast.get_source_segment(source, node, padded=True) or ""
+        self.source = "" if isinstance(node, ast.Assert) else ast.get_source_segment(source, node, padded=True) or ""
         self.questions: list[tuple[str, int]] | None = None
-        self.test: ast.Expression | None = None
+        self.test: ast.expr | None = None
         self.known: dict[str, object] = {}
         self.message: str | None = None  # source of the text that the assertion carries
         self.caller: tuple[int, str] | None = None  # (line of the call, function) of a statement of a test function
@@ -84,9 +85,12 @@ def steps(tests: str, taken: frozenset[str]) -> tuple[Step, ...] | None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     known: dict[str, object] = {}
-    rebound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    rebound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    functions = _expandable(tree)
+    nodes = list(ast.walk(tree))
+    rebound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    rebound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    functions = _expandable(tree, nodes)
+    safe = {name for name in BUILTINS if name not in taken and name not in rebound}
+    lines = tests.encode().split(b"\n")
     found = []
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef) and statement.name in functions:
@@ -98,10 +102,9 @@ def steps(tests: str, taken: frozenset[str]) -> tuple[Step, ...] | None:
                 for name in node.names:
                     if name.name in MODULES:
                         known[name.asname or name.name] = importlib.import_module(name.name)
-            safe = {name for name in BUILTINS if name not in taken and name not in rebound}
             if isinstance(node, ast.Assert):
-                splitter = _Splitter(safe | (known.keys() - rebound), "" if caller else tests)
-                step.test = ast.fix_missing_locations(ast.Expression(splitter.split(node.test)))
+                splitter = _Splitter(safe | (known.keys() - rebound), None if caller else lines)
+                step.test = splitter.split(node.test)
                 step.questions = splitter.questions
                 step.message = node.msg and ast.unparse(node.msg)
                 step.known = dict(known)
@@ -109,7 +112,7 @@ def steps(tests: str, taken: frozenset[str]) -> tuple[Step, ...] | None:
     return tuple(found)
 
 
-def _expandable(tree: ast.Module) -> dict[str, ast.FunctionDef]:
+def _expandable(tree: ast.Module, nodes: list[ast.AST]) -> dict[str, ast.FunctionDef]:
     """Test functions like HumanEval's ``check(candidate)``: assertions alone, and called as statements alone."""
     found = {}
     for node in tree.body:
@@ -121,8 +124,8 @@ def _expandable(tree: ast.Module) -> dict[str, ast.FunctionDef]:
             ]
             if plain and not more and not node.args.posonlyargs and not stored:
                 found[node.name] = node
-    called = [_called(node, found) for node in tree.body]
-    for node in ast.walk(tree):
+    called = [_called(node, found) for node in tree.body] if found else []
+    for node in nodes if found else ():
         if isinstance(node, ast.Name) and node.id in found and node not in called:
             del found[node.id]
     return found
@@ -169,8 +172,8 @@ def rebinds(code: str) -> frozenset[str]:
 class _Splitter:
     """Cuts an expression into what is computed here and what the program is asked for."""
 
-    def __init__(self, safe: set[str], source: str):
-        self.safe, self.source = safe, source
+    def __init__(self, safe: set[str], lines: list[bytes] | None):
+        self.safe, self.lines = safe, lines
         self.questions: list[tuple[str, int]] = []
 
     def pure(self, node: ast.AST) -> bool:
@@ -210,13 +213,30 @@ class _Splitter:
                 for field, value in ast.iter_fields(node)
             }
             return type(node)(**parts)
-        text = (self.source and ast.get_source_segment(self.source, node)) or ast.unparse(node)
+        if self.lines and node.lineno == node.end_lineno:  # as it stands there, which is quicker and reads better
+            text = self.lines[node.lineno - 1][node.col_offset : node.end_col_offset].decode()
+        else:
+            text = ast.unparse(node)
         self.questions.append((text, node.lineno))
         return ast.Name(f"__value{len(self.questions) - 1}", ast.Load())
 
 
 def _small(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, int | float) and abs(node.value) <= _MOST_WORK
+
+
+_COMPARE = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda one, other: one in other,
+    ast.NotIn: lambda one, other: one not in other,
+}
 
 
 class Failed(Exception):
@@ -311,28 +331,53 @@ class _Test:
 
     def __init__(self, step: Step, first: int, values: list[_Kept], ask: Ask):
         self.step, self.line, self.values, self.ask = step, step.line + first, values, ask
-        self.test = step.test.body
-        self.sides: list[_Kept | None] = [None, None]  # of a comparison, where the program computed them
+        self.test = step.test
+        self.sides: list[_Kept | None] = [None, None]  # of the last comparison, where the program computed them
 
     def holds(self) -> bool:
         """Whether the assertion is true."""
-        test = self.test
+        return self.true(self.test)
+
+    def true(self, test: ast.expr) -> bool:
+        """Whether an expression counts as true."""
+        if isinstance(test, ast.BoolOp):
+            return (all if isinstance(test.op, ast.And) else any)(map(self.true, test.values))
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            return not self.true(test.operand)
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
-            sides = [self.side(number, part) for number, part in enumerate((test.left, test.comparators[0]))]
-            if all(plain for plain, _ in sides):
-                comparison = ast.Compare(ast.Name("one", ast.Load()), test.ops, [ast.Name("other", ast.Load())])
-                return bool(self.compute(comparison, one=sides[0][1], other=sides[1][1]))
-            if isinstance(test.ops[0], ast.Eq) and any(plain for plain, _ in sides):
-                # An object of a class of the program's own against plain data: its `__eq__` would be the judge.
-                return False
-        elif self.plain(test):
+            return self.compares(test)
+        if self.plain(test):
             return bool(self.compute(test))
-        # Objects of the program among themselves: the whole is computed there, and only whether it is true comes back.
+        # An object of the program: only whether it is true comes back.
         whole = self.there(test)
         return bool(whole.value) if whole.plain else checked(self.ask({"true": whole.number})).get("true") is True
 
+    def compares(self, test: ast.Compare) -> bool:
+        """A comparison of two sides. Between an object of a class of the program's own and plain data the object's
+        methods would be the judge; so it is never equal to that, nor contained in it."""
+        compared, parts = test.ops[0], (test.left, test.comparators[0])
+        (one_plain, one), (other_plain, other) = [self.side(number, part) for number, part in enumerate(parts)]
+        if one_plain and other_plain:
+            try:
+                return bool(_COMPARE[type(compared)](one, other))
+            except Exception as error:
+                raise self.failed(error) from error
+        if not one_plain and not other_plain:
+            kept = [f"__kept{self.sides[number].number}" for number in range(2)]
+            names = [ast.Name(name, ast.Load()) for name in kept]
+            whole = self.asked(ast.unparse(ast.Compare(names[0], test.ops, names[1:])))
+            return bool(whole.value) if whole.plain else checked(self.ask({"true": whole.number})).get("true") is True
+        if isinstance(compared, ast.In | ast.NotIn) and one_plain:
+            members = self.asked(f"list(__kept{self.sides[1].number})")
+            if members.plain:
+                return (one in members.value) == isinstance(compared, ast.In)
+        elif isinstance(compared, ast.Eq | ast.NotEq | ast.Is | ast.IsNot | ast.In | ast.NotIn):
+            return isinstance(compared, ast.NotEq | ast.IsNot | ast.NotIn)
+        raise self.refused()
+
     def side(self, number: int, part: ast.expr) -> tuple[bool, object]:
         """(whether it is plain data, its value) of one side of a comparison."""
+        self.sides[number] = None
         if isinstance(part, ast.Name) and part.id.startswith("__value"):
             self.sides[number] = self.values[int(part.id[7:])]
         elif not self.plain(part):
@@ -345,21 +390,33 @@ class _Test:
         names = [node.id for node in ast.walk(part) if isinstance(node, ast.Name) and node.id.startswith("__value")]
         return all(self.values[int(name[7:])].plain for name in names)
 
-    def compute(self, expression: ast.expr, **more):
+    def compute(self, expression: ast.expr):
         """The value of an expression of plain data, computed here."""
+        if isinstance(expression, ast.Constant):
+            return expression.value
         names = {f"__value{number}": kept.value for number, kept in enumerate(self.values) if kept.plain}
-        scope = {"__builtins__": _SAFE} | self.step.known | names | more
         try:
             whole = ast.fix_missing_locations(ast.Expression(expression))
+            scope = {"__builtins__": _SAFE} | self.step.known | names
             return eval(compile(whole, feedback.FILE, "eval"), scope)
         except Exception as error:
-            record = feedback.record(error)
-            raise Failed(record | {"frames": [(self.line, "<module>")]}) from error
+            raise self.failed(error) from error
+
+    def failed(self, error: Exception) -> Failed:
+        """An error of a computation here, as one of the assertion's line."""
+        return Failed(feedback.record(error) | {"frames": [(self.line, "<module>")]})
+
+    def refused(self) -> Failed:
+        """For what only the program's own methods could decide."""
+        return self.failed(TypeError("an object of the program's own class takes part in a test of plain data"))
 
     def there(self, part: ast.expr) -> _Kept:
-        """The value of an expression, computed by the program's process from what it keeps."""
+        """The value of an expression, computed by the program's process from what it keeps; not where the tests' own
+        data take part: an object's methods would learn what is expected, and decide."""
         whole = ast.parse(ast.unparse(part), mode="eval")
         for node in ast.walk(whole):
+            if isinstance(node, ast.Constant):
+                raise self.refused()
             if isinstance(node, ast.Name) and node.id.startswith("__value"):
                 node.id = f"__kept{self.values[int(node.id[7:])].number}"
         return self.asked(ast.unparse(whole))

@@ -32,6 +32,10 @@ FORGERIES = {
         "        self.__class__ = type('B', (), {'v': other})\n        return True\n"
         "def solve(x):\n    return All()\n"
     ),
+    "number that is near to everything": (
+        "class Near:\n    def __sub__(self, other):\n        return 0\n    __rsub__ = __add__ = __mul__ = __sub__\n"
+        "def solve(x):\n    return Near()\n"
+    ),
     "pickle that runs code": (
         "class P:\n    def __reduce__(self):\n        return (exec, ('raise SystemExit(0)',))\n"
         "def solve(x):\n    return P()\n"

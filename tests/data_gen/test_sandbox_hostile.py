@@ -38,6 +38,23 @@ def test_verdict_of_a_check_function_can_not_be_forged(sandbox, name):
     assert sandbox.run(Program(FORGERIES[name], check)).verdict != Verdict.PASSED
 
 
+@pytest.mark.parametrize("name", FORGERIES)
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert abs(solve(2) - 471147) < 1e-6",
+        "assert solve(2) in (471147, 471148)",
+        "assert 471147 in [solve(2)]",
+        "assert not solve(2) != 471147",
+        "import math\nassert math.isclose(solve(2), 471147)",
+        "assert solve(2) == 471147 and solve(2) > 471146",
+    ],
+)
+def test_other_forms_of_tests_can_not_be_fooled(sandbox, name, test):
+    if "sleep" not in FORGERIES[name]:  # these take their whole wall time
+        assert sandbox.run(Program(FORGERIES[name], (test,))).verdict != Verdict.PASSED
+
+
 @pytest.mark.parametrize("name", ESCAPES)
 def test_nothing_gets_out(sandbox, name):
     before = _outside()
