@@ -4,15 +4,17 @@
 
 Peers: ``python -I -S`` under a fresh bubblewrap per program, with the sandbox's own view of the system (what the
 sandbox has to beat by 5), and ``python -I -S`` with no isolation at all. Peers take turns, round by round; the table
-shows medians, so that other load on the machine hits all alike. One sandbox worker is one core: the parent waits while
-the worker runs.
+shows medians, so that other load on the machine hits all alike. Behind the rates stands the CPU time of a program, of all
+processes together: what it costs on a machine that is kept busy. Pin to one core (``taskset -c 0``) for rates per core.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -25,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_gen.families import family_problems
 from data_gen.isolated import namespaces
+from data_gen.isolated.supervisor import descendants
 from data_gen.sandbox import MEANS, WORK_BYTES, Limits, Program, Sandbox, Verdict
 
 TRIVIAL = Program("x = 1\n", ("assert x == 1",))
@@ -59,6 +62,19 @@ def _started(commands: Sequence[list[str]]) -> float:
     return len(commands) / (time.perf_counter() - started)
 
 
+def cpu_seconds(sandbox: Sandbox) -> float:
+    """CPU time so far of this process, of the children that it waited for, and of the sandbox's processes."""
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    total = sum(usage.ru_utime + usage.ru_stime for usage in own)
+    for worker in sandbox._all:
+        root = worker._process.pid
+        for pid in (root, *descendants(root)):
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+                total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 def mbpp(path: Path, number: int) -> list[Program]:
     """Reference programs of MBPP behind which its own tests are run, those that take no time of their own."""
     rows = json.loads(path.read_text(encoding="utf-8"))
@@ -89,8 +105,8 @@ def main() -> None:
     with Sandbox(1, Limits(), means=[flags.means] if flags.means else MEANS) as sandbox:
         print(f"isolation: {sandbox.isolation}")
         print(f"load average before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs\n")
-        heads = ("programs", "sandbox /s", "bwrap + python /s", "ratio", "python -I -S /s", "ratio")
-        print("{:<14}{:>12}{:>19}{:>7}{:>17}{:>7}".format(*heads))
+        heads = ("programs", "", "sandbox", "bwrap + python", "ratio", "python -I -S", "ratio")
+        print("{:<14}{:<12}{:>10}{:>16}{:>7}{:>15}{:>7}".format(*heads))
         for name, programs in loads.items():
             peers: dict[str, Callable[[Sequence[Program]], float]] = {
                 "sandbox": lambda programs: in_sandbox(sandbox, programs),
@@ -98,12 +114,19 @@ def main() -> None:
                 "fresh": fresh,
             }
             rates: dict[str, list[float]] = {peer: [] for peer in peers}
+            costs: dict[str, list[float]] = {peer: [] for peer in peers}
             for _ in range(flags.rounds):
                 for peer, run in peers.items():
+                    before = cpu_seconds(sandbox)
                     rates[peer].append(run(programs))
-            medians = {peer: statistics.median(found) for peer, found in rates.items()}
-            ours, bwrap, bare = medians["sandbox"], medians.get("bwrap", float("nan")), medians["fresh"]
-            print(f"{name:<14}{ours:>12.0f}{bwrap:>19.0f}{ours / bwrap:>7.2f}{bare:>17.0f}{ours / bare:>7.2f}")
+                    number = len(programs) if peer == "sandbox" else len(programs[:PEER_PROGRAMS])
+                    costs[peer].append(1000 * (cpu_seconds(sandbox) - before) / number)
+            for title, table, digits in (("/s", rates, 0), ("CPU ms each", costs, 2)):
+                found = {peer: statistics.median(values) for peer, values in table.items()}
+                ours, bwrap, bare = found["sandbox"], found.get("bwrap", float("nan")), found["fresh"]
+                ratios = [ours / peer if table is rates else peer / ours for peer in (bwrap, bare)]
+                row = f"{name:<14}{title:<12}{ours:>10.{digits}f}{bwrap:>16.{digits}f}{ratios[0]:>7.2f}"
+                print(f"{row}{bare:>15.{digits}f}{ratios[1]:>7.2f}")
 
 
 if __name__ == "__main__":

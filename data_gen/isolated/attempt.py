@@ -46,7 +46,7 @@ def start(descriptors, directory: str, user: int | None) -> None:
         become(request, directory)
     else:
         signal.setitimer(signal.ITIMER_PROF, request["limits"]["cpu_seconds"])
-        _python(request, directory)
+        _python(request)
     os._exit(0)
 
 
@@ -88,43 +88,58 @@ def become(request: dict, directory: str) -> None:
         os._exit(126)
 
 
-def _python(request: dict, directory: str) -> None:
+class Ready:
+    """What every Python program finds: made once, in the zygote, for each child to have as its own copy. Done in each
+    child it would cost a page fault for every object that it touches."""
+
+    def __init__(self, directory: str):
+        os.environ.clear()
+        os.environ.update(HOME=directory, PATH="/usr/bin:/bin", TMPDIR=directory)
+        sys.argv[:] = [FILE]
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8", "surrogateescape")
+        self.writer = io.BufferedWriter(io.FileIO(1, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(self.writer, "utf-8", "backslashreplace", write_through=True)
+        self.errors = io.TextIOWrapper(
+            io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", write_through=True
+        )
+        sys.stderr = sys.stdout
+        sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+        for name in [name for name in sys.modules if name == "__main__" or name.startswith("data_gen")]:
+            del sys.modules[name]
+        self.module = sys.modules["__main__"] = type(sys)("__main__")
+        # Builtins of its own: what the program replaces there must not change how the harness counts and reads.
+        own = type(sys)("builtins")
+        own.__dict__.update(builtins.__dict__)
+        self.module.__dict__["__builtins__"] = sys.modules["builtins"] = own
+
+
+def prepare(directory: str) -> None:
+    """Called by the zygote before it forks."""
+    global _ready
+    _ready = Ready(directory)
+
+
+_ready: Ready | None = None
+
+
+def _python(request: dict) -> None:
     random.seed(0)  # a fork seeds it anew; so attempts that draw at random see the same numbers in every run
-    os.environ.clear()
-    os.environ.update(HOME=directory, PATH="/usr/bin:/bin", TMPDIR=directory)
-    sys.argv[:] = [FILE]
-    if request.get("stdin"):
+    if request["stdin"]:
         _feed(request["stdin"])
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8", "surrogateescape")
-    writer = io.BufferedWriter(io.FileIO(1, "w", closefd=False))
-    sys.stdout = io.TextIOWrapper(writer, "utf-8", "backslashreplace", write_through=True)
-    sys.stderr = sys.stdout
-    if not request["split"]:
-        os.dup2(1, 2)
+    if request["split"]:
+        sys.stderr = sys.__stderr__ = _ready.errors
     else:
-        sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", write_through=True)
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    for name in [name for name in sys.modules if name == "__main__" or name.startswith("data_gen")]:
-        del sys.modules[name]
-    session = Session(request, writer)
-    session.serve(request["steps"], request["mark"].encode())
+        os.dup2(1, 2)
+    Session(request, _ready).serve(request["steps"], request["mark"].encode())
 
 
 class Session:
     """A program and its namespace after it was run. Keeps what it still needs by names of its own, so that a program
     that spoils modules spoils its own answers least."""
 
-    def __init__(self, request: dict, writer):
-        self.code, self.blank = request["code"], request.get("blank", 0)
-        self.script = request.get("script", False)
-        self.writer = writer
-        self.module = type(sys)("__main__")
-        self.namespace = self.module.__dict__
-        # Builtins of its own: what the program replaces there must not change how the harness counts and reads.
-        own = type(sys)("builtins")
-        own.__dict__.update(builtins.__dict__)
-        self.namespace["__builtins__"] = sys.modules["builtins"] = own
-        sys.modules["__main__"] = self.module
+    def __init__(self, request: dict, ready: Ready):
+        self.code, self.blank, self.script = request["code"], request["blank"], request["script"]
+        self.writer, self.namespace = ready.writer, ready.module.__dict__
         self.flags = 0
         self.kept: list = []
         self._frame, self._dump, self._read = messages.framed, messages.dump_plain, messages.read_message

@@ -50,6 +50,8 @@ class Zygote:
         namespaces.adopt_orphans()
         namespaces.renounce()
         self.clean(whole=True)
+        if self.start is attempt.start:
+            attempt.prepare(self.work)
         gc.collect()
         gc.freeze()
         self.orders.sendall(json.dumps(self.reached).encode())
