@@ -4,8 +4,8 @@
 
 Peers: ``python -I -S`` under a fresh bubblewrap per program, with the sandbox's own view of the system (what the
 sandbox has to beat by 5), and ``python -I -S`` with no isolation at all. Peers take turns, round by round; the table
-shows medians, so that other load on the machine hits all alike. Behind the rates stands the CPU time of a program, of all
-processes together: what it costs on a machine that is kept busy. Pin to one core (``taskset -c 0``) for rates per core.
+shows medians, so that other load on the machine hits all alike. Below the rates stands the CPU time of a program, of
+all processes together. Pin to one core (``taskset -c 0``) for rates per core.
 """
 
 from __future__ import annotations

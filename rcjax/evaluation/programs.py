@@ -67,6 +67,7 @@ else:
     sys.exit(1)
 """
 _HEADERS = {"boost": "libboost-dev", "openssl": "libssl-dev"}
+_GO_PACKAGES = ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", "sort", "math/rand", "crypto/md5")
 _RUST_CRATES = ("rand", "regex", "md5")
 
 
@@ -106,7 +107,7 @@ def assembled(task: Task, solution: str, token: str) -> str:
         if language == "rust":
             code = _without_unused_crates(code, tests)
             return f"{code}\n{tests}"
-        return f"{task.data['prefix']}{code}\n{tests}"
+        return _with_go_imports(task.data["prefix"], code, tests)
     between = _JS_ASSERT if language == "js" and "console.assert" in tests else "\n"
     return task.data["prefix"] + code + between + _with_token(language, tests, token)
 
@@ -133,6 +134,19 @@ def _with_token(language: str, tests: str, token: str) -> str:
     if braces and end < 0:
         return tests  # no main to print in: it can not pass, and will not compile
     return f"{tests[:end]}\n{prints}\n{tests[end:]}"
+
+
+def _with_go_imports(head: str, code: str, tests: str) -> str:
+    """Go refuses a package that is imported and not used, or the other way round; HumanEval-X's evaluation writes the
+    imports anew, from what the code names, and so does this."""
+    blocks = re.findall(r'(?ms)^import\s*\(.*?^\s*\)|^import\s+"[^"]+"', code)
+    for block in blocks:
+        code = code.replace(block, "", 1)
+    bare = re.sub(r"//[^\n]*", "", code)
+    names = dict.fromkeys([*_GO_PACKAGES, *re.findall(r'"([^"]+)"', "\n".join(blocks))])
+    used = [name for name in names if f'"{name}"' not in head and re.search(rf"\b{name.split('/')[-1]}\.", bare)]
+    imports = "".join(f'import "{name}"\n' for name in used)
+    return f"{head}{imports}{code}\n{tests}"
 
 
 def _without_unused_crates(code: str, tests: str) -> str:
