@@ -201,7 +201,7 @@ class Session:
             if not (self.script and error.code in (None, 0)):  # a program on its own may end so; tests come after it
                 return self.failed(error)
         except BaseException as error:
-            return self.failed(error, feedback.compared_in(self.code, self.namespace))
+            return self.failed(error, feedback.compared_in(self.code))
         return {"done": True}
 
     def reply(self, question: dict) -> dict:

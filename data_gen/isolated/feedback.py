@@ -6,6 +6,7 @@ An error travels as a dict: ``type``, ``message``, ``frames`` as (line, function
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -41,7 +42,7 @@ def record(error: BaseException, compare=None) -> dict:
 
     Args:
       error: the exception.
-      compare: (line) -> message, asked about an assertion without one at the program's top level.
+      compare: (line, frame) -> message, asked about an assertion without one.
     """
     name = type(error).__name__
     if isinstance(error, SyntaxError) and error.filename == FILE:
@@ -53,12 +54,16 @@ def record(error: BaseException, compare=None) -> dict:
         code = trace.tb_frame.f_code
         if code.co_filename == FILE:
             frames.append((trace.tb_lineno, code.co_name))
+            last = trace.tb_frame
         trace = trace.tb_next
-    if isinstance(error, AssertionError) and not message and frames and frames[-1][1] == "<module>" and compare:
-        message = compare(frames[-1][0])
-    if len(frames) > MAX_FRAMES:
-        frames = [*frames[:2], (0, ""), *frames[-2:]]
-    return {"type": name, "message": message, "frames": frames, "syntax": None}
+    if isinstance(error, AssertionError) and not message and frames and compare:
+        message = compare(frames[-1][0], last)
+    return {"type": name, "message": message, "frames": fewer(frames), "syntax": None}
+
+
+def fewer(frames: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The first and last ones of many frames, (0, "") between them."""
+    return frames if len(frames) <= MAX_FRAMES else [*frames[:2], (0, ""), *frames[-2:]]
 
 
 def written(error: dict, lines: list[str]) -> str:
@@ -102,26 +107,38 @@ def _message(error: BaseException) -> str:
     return scrub(text if len(text) <= MESSAGE else text[:MESSAGE] + "...")
 
 
-def compared_in(source: str, namespace: dict):
-    """For ``record``: what the failed ``assert a == b`` on a line compared, both sides computed once more for it."""
+def compared_in(source: str):
+    """For ``record``: what the failed ``assert a == b`` on a line compared, both sides computed once more, without
+    what they print. Told of assertions at the top level and in functions that hold nothing else, as by the judge."""
 
-    def compare(line: int) -> str:
+    def compare(line: int, frame) -> str:
         import ast  # not before it is needed: every page of memory makes every fork dearer
 
         try:
             for node in ast.parse(source).body:
-                if isinstance(node, ast.Assert) and node.lineno <= line <= (node.end_lineno or node.lineno):
-                    test = node.test
-                    if not (isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq)):
-                        return ""
-                    sides = []
-                    for side in (test.left, test.comparators[0]):
-                        sides.append(eval(compile(ast.Expression(side), FILE, "eval"), namespace))
-                    if sides[0] == sides[1]:
-                        return ""
-                    return compared(*(repr(side) for side in sides))
+                inside = [node]
+                if isinstance(node, ast.FunctionDef) and node.name == frame.f_code.co_name:
+                    plain = (ast.Assert, ast.Pass, ast.Expr)
+                    inside = node.body if all(isinstance(part, plain) for part in node.body) else []
+                for part in inside:
+                    if isinstance(part, ast.Assert) and part.lineno <= line <= (part.end_lineno or part.lineno):
+                        return sides(part.test, frame)
         except BaseException:
             return ""
         return ""
+
+    def sides(test, frame) -> str:
+        import ast
+
+        if not (isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq)):
+            return ""
+        values, kept = [], (sys.stdout, sys.stderr)
+        try:
+            sys.stdout = sys.stderr = io.StringIO()
+            for side in (test.left, test.comparators[0]):
+                values.append(eval(compile(ast.Expression(side), FILE, "eval"), frame.f_globals, frame.f_locals))
+        finally:
+            sys.stdout, sys.stderr = kept
+        return "" if values[0] == values[1] else compared(*map(repr, values))
 
     return compare

@@ -277,7 +277,7 @@ def examine(step: Step, first: int, asked: dict | None, answer: dict | None, ask
         if step.caller is not None:
             line, name = step.caller
             frames = [(at, where if number else name) for number, (at, where) in enumerate(failed.error["frames"])]
-            failed.error["frames"] = [(line + first, "<module>"), *frames]
+            failed.error["frames"] = feedback.fewer([(line + first, "<module>"), *frames])
         raise
 
 

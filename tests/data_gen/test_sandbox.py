@@ -108,6 +108,36 @@ def test_feedback_of_exceptions_and_syntax_errors_is_short(sandbox):
     assert (broken.verdict, broken.error) == (Verdict.FAILED, "SyntaxError")
 
 
+@pytest.mark.parametrize(
+    ("code", "tests"),
+    [
+        ("def f(x):\n    print(x)\n    return x + 1\n", ("assert f(1) == 2", "assert f(2) == 4", "assert f(3) == 0")),
+        ("def f(x):\n    return {x, 'b', 'c'}\n", ("assert f('a') == {'a', 'b'}",)),
+        (
+            "def f(x):\n    return 1 / x\n",
+            ("def check(candidate):\n    assert candidate(1) == 1\n    assert candidate(0) == 0", "check(f)"),
+        ),
+        (
+            "def f(x):\n    return [x]\n",
+            ("def check(candidate):\n    'doc'\n    assert candidate(1) == [2]", "check(f)"),
+        ),
+        ("def f(x):\n    return f(x + 1)\n", ("assert f(1) == 1",)),
+        ("def f(x):\n    return f(x + 1)\n", ("def check(candidate):\n    assert candidate(1) == 1", "check(f)")),
+        ("def f(x):\n    return x\n", ("assert f(1) > 2, f'no {f(1)}'",)),
+        ("def f(x):\n    return x\n", ("assert f(1) and f(0)",)),
+        ("def f(x)\n    return x\n", ("assert f(1) == 1",)),
+        ("def f(x):\n", ("assert f(1) == 1",)),
+        ("def f(x):\n    return undefined\n", ("import math", "assert math.isclose(f(1), 1)")),
+    ],
+)
+def test_feedback_is_the_same_whether_the_tests_are_judged_outside_or_stand_in_the_code(sandbox, code, tests):
+    judged = sandbox.run(Program(code, tests))
+    inside = sandbox.run(Program(Program(code, tests).source))
+    assert judged.verdict == inside.verdict == Verdict.FAILED
+    assert judged.feedback == inside.feedback
+    assert judged.error == inside.error
+
+
 def test_feedback_is_free_of_addresses_and_paths(sandbox):
     outcome = sandbox.run(Program("import os\nprint(object(), os.getcwd())\nraise ValueError(object())\n"))
     assert "0x7" not in outcome.feedback
