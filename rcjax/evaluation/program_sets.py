@@ -38,6 +38,22 @@ _X_STOP = {
 # What its evaluation puts before every C++ solution (CodeGeeX, execution.py).
 _X_HEADERS = ("stdlib.h", "algorithm", "math.h", "stdio.h", "vector", "string", "climits", "cstring", "iostream")
 X_PREFIX = {"cpp": "".join(f"#include<{header}>\n" for header in _X_HEADERS)}
+# SHA-256 of released files, unpacked.
+RELEASES: dict[str, str] = {
+    "af420b4b58c1b5e7f4cac9c1257daad7b20b5c77e88d59ccc120e63825f03325": "THUDM HumanEval-X cpp",
+    "87aba5e8ab3be26aec48a355b77c73790900ebae3731c44ea9e3fdd5ea51f1fe": "THUDM HumanEval-X go",
+    "2157a77a6ff808020adc20142228b4ff698048c0696b33110786400c47c5d79c": "THUDM HumanEval-X java",
+    "da529500a73fcbc86bc8f6c7855c0f2c0fc7af1c4dc530e26a54bbfd17f97cef": "THUDM HumanEval-X js",
+    "f0e21637407b08a725dbc5bfcc20f909049f73564dd0d55dcc11619fa0838849": "THUDM HumanEval-X python",
+    "36938439d536c34418b582db82f7bfa5d0331990424fc69b1915c5067634b4e7": "THUDM HumanEval-X rust",
+    "8717eabdf202137158c84506144b0fb1e73d5ecccbe5363ec79009ca014df629": "MultiPL-E humaneval cpp of DeepSeek-Coder",
+    "b21b015763452ec4f9f4e0e6425148ec331ace4da1232c8b4d441186185f6265": "MultiPL-E humaneval java of DeepSeek-Coder",
+    "634e2eee8d6e22de07c121b972207683dd96be76256bf44bdfc1a3386b739287": "MultiPL-E humaneval js of DeepSeek-Coder",
+    "bebd86875b1d8e65a8b7e692ed7bdf64612b44aa388825ea4dab40c7047c786b": "MultiPL-E humaneval php of DeepSeek-Coder",
+    "e33f562838e973b7e6b8d76dbc1fb84b076d7426629b4cdc624f12678778d2fa": "MultiPL-E humaneval rs of DeepSeek-Coder",
+    "2f702106e9ce4aa7385de568d9248d6c57c90382d782b162cb9e072fbd01ccf8": "MultiPL-E humaneval sh of DeepSeek-Coder",
+    "4b1af1050c9f226335d54a8c80553c39454a525cace3e67bdcfcc9092ba02637": "MultiPL-E humaneval ts of DeepSeek-Coder",
+}
 _LCB_STOP = ("\n```", "\n###")
 _BCB_STOP = ("\n```", "\nif __name__", "\nclass TestCases", "\nimport unittest")
 
@@ -206,7 +222,8 @@ def _benchmark(name: str, records: Records, make: Callable[[Mapping[str, Any], s
         if task.id in tasks:
             raise BenchmarkError(f"{where}: task {task.id!r} comes twice; fetch the file again")
         tasks[task.id] = task
-    return Benchmark(name=name, version=f"sha256:{records.sha256}", tasks=tasks, has_plus=False)
+    version = f"{RELEASES.get(records.sha256, '')} sha256:{records.sha256}".strip()
+    return Benchmark(name=name, version=version, tasks=tasks, has_plus=False)
 
 
 def _strings(row: Mapping[str, Any], where: str, name: str) -> tuple[str, ...]:
