@@ -17,6 +17,11 @@ Modes (--mode=NAME):
   ablate     many runs of one config, each with a little changed, several seeds of each, and a table of what came of
              them: --config=configs/ablations.py:tiny --workdir=W [--seeds=5] [--rows=paper,curricula,ROW]. Started in
              several shells at once, each takes runs that no other is at.
+  score      verdicts on samples that others produced, as evalplus gives them: --benchmark=humaneval+ --samples=FILE
+             --data=FILE [--output=DIR]. Samples are JSON lines with `task_id` and `solution` or `completion`; they and
+             the data may be gzipped. Prints pass@1 of base and plus tests (pass@k where there are several samples) and
+             writes DIR/results.json. --allow_partial takes samples of a part of the tasks. Benchmarks: humaneval,
+             humaneval+, mbpp, mbpp+; those without + need no --data where there is a network.
   inspect    what a checkpoint is, --model=DIR_OR_HUB_ID: family, parameters, memory, vocabulary, rope, the config that
              fits, and what would be refused.
 
@@ -42,14 +47,16 @@ from ml_collections import config_flags
 from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
 
-MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "inspect")
+MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "score", "inspect")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config file, e.g. configs/tiny.py; fields are overridden by --config.FIELD=VALUE."
 )
 MODE = flags.DEFINE_enum("mode", "pipeline", MODES, "What to do; see above.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: data, tokenizer, checkpoints, metrics, report.")
-OUTPUT = flags.DEFINE_string("output", None, "Directory that --mode=export writes; it must not exist yet.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Directory that --mode=export writes (it must not exist yet), or --mode=score its results.json."
+)
 STEP = flags.DEFINE_integer(
     "step", None, "Optimizer steps of the checkpoint that --mode=export takes; default: the newest."
 )
@@ -66,10 +73,22 @@ MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or Hub id for
 PROMPT = flags.DEFINE_string("prompt", None, "A task in words, for --mode=generate.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "File with one task a line, for --mode=generate.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest generation of --mode=generate.", lower_bound=1)
-
+BENCHMARK = flags.DEFINE_string("benchmark", None, "What --mode=score scores, e.g. humaneval+.")
+SAMPLES = flags.DEFINE_string("samples", None, "File of samples for --mode=score.")
+DATA = flags.DEFINE_string("data", None, "The benchmark's file for --mode=score; default: from the Hugging Face Hub.")
+ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Let --mode=score take samples of a part of the tasks.")
+WORKERS = flags.DEFINE_integer("workers", None, "Programs that --mode=score runs at a time.", lower_bound=1)
+EVALPLUS_RULES = flags.DEFINE_enum(
+    "evalplus_rules",
+    "0.3.1",
+    ("0.3.1", "fixed"),
+    "For --mode=score: evalplus as released, where no program passes HumanEval/32, or with that mended.",
+)
 
 ROWS = flags.DEFINE_list("rows", ["paper"], "Groups of rows and rows that --mode=ablate runs; see the config file.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each row of --mode=ablate.", lower_bound=1)
+
+SCORE_FLAGS = (BENCHMARK, SAMPLES, DATA, ALLOW_PARTIAL, WORKERS, EVALPLUS_RULES)
 
 
 class UsageError(ValueError):
@@ -86,6 +105,8 @@ def main(argv: list[str]) -> None:
     try:
         if MODE.value == "generate":
             generate()
+        elif MODE.value == "score":
+            score()
         elif MODE.value == "inspect":
             inspect()
         else:
@@ -107,6 +128,7 @@ def run() -> None:
         (DTYPE, "export"),
         (MAX_SHARD_SIZE, "export"),
         (OUTPUT, "export"),
+        *((flag, "score") for flag in SCORE_FLAGS),
         (ROWS, "ablate"),
         (SEEDS, "ablate"),
     ):
@@ -150,6 +172,24 @@ def run() -> None:
         pipeline.say_evaluation()
     else:
         pipeline.export(params, step, OUTPUT.value, dtype=DTYPE.value, max_shard_size=MAX_SHARD_SIZE.value)
+
+
+def score() -> None:
+    """Verdicts on samples of a file."""
+    for flag, example in ((BENCHMARK, "humaneval+"), (SAMPLES, "samples.jsonl")):
+        if not flag.value:
+            raise UsageError(f"--mode=score needs --{flag.name}, e.g. --{flag.name}={example}")
+    from rcjax.evaluation.score_files import score_files
+
+    score_files(
+        BENCHMARK.value,
+        SAMPLES.value,
+        data=DATA.value,
+        output=OUTPUT.value,
+        allow_partial=ALLOW_PARTIAL.value,
+        workers=WORKERS.value,
+        fixed=EVALPLUS_RULES.value == "fixed",
+    )
 
 
 def stored_config(workdir: str):
@@ -197,6 +237,7 @@ def generate() -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an unknown config field answered by the near ones."""
+    argv = [argument.replace("--allow-partial", "--allow_partial", 1) for argument in argv]
     for argument in argv:
         path = argument.removeprefix("--config=").partition(":")[0]
         if path != argument.partition(":")[0] and not os.path.isfile(path):

@@ -1,8 +1,9 @@
-"""Command line: ``python -m data_gen build|inspect``; see ``--help``."""
+"""Command line: ``python -m data_gen build|inspect|languages``; see ``--help``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -86,6 +87,18 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--split", default="", help="instruction, reflection or heldout (default: reflection)")
     look.add_argument("--examples", type=int, default=3, help="how many examples (default 3)")
     look.add_argument("--seed", type=int, default=0, help="which examples (default 0)")
+    commands.add_parser(
+        "languages",
+        help="show which languages programs can be written in here, and how to add the rest",
+        description="Shows which toolchains this machine has, the packages of those that it lacks, and the isolation.",
+    )
+    for command in commands.choices.values():
+        command.add_argument(
+            "--require_isolation",
+            "--require-isolation",
+            action="store_true",
+            help="refuse to run programs where something of the sandbox's isolation is lacking (docs/sandbox.md)",
+        )
     return top
 
 
@@ -95,12 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from data_gen.build import BuildError
     from data_gen.parallel import WorkerError
     from data_gen.problems import ProblemError
-    from data_gen.sandbox import SandboxError
+    from data_gen.sandbox import REQUIRE, SandboxError
     from data_gen.templates import TemplateError
     from rcjax.data.tfrecord import RecordError
 
+    if flags.require_isolation:
+        os.environ[REQUIRE] = "1"
     try:
-        run_build(flags) if flags.command == "build" else run_inspect(flags)
+        {"build": run_build, "inspect": run_inspect, "languages": run_languages}[flags.command](flags)
     except (BuildError, ProblemError, TemplateError, SandboxError, RecordError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -151,6 +166,13 @@ def run_inspect(flags: argparse.Namespace) -> None:
     from data_gen.inspect import show
 
     show(flags.directory, flags.split, flags.examples, flags.seed)
+
+
+def run_languages(flags: argparse.Namespace) -> None:
+    """The command ``languages``."""
+    from data_gen.languages import table
+
+    print(table())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from data_gen.sandbox import Limits, Program, Sandbox, Verdict
+from data_gen.sandbox import REQUIRE, Limits, Program, Sandbox, SandboxError, Verdict
 
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=2.0, memory_mb=256, output_bytes=2000)
 ECHO = Program("def solve(x):\n    return x\n", ("assert solve(1) == 1",))
@@ -106,6 +106,36 @@ def test_feedback_of_exceptions_and_syntax_errors_is_short(sandbox):
     broken = sandbox.run(Program("def solve(x)\n    return x\n"))
     assert broken.feedback == "  File \"attempt.py\", line 1\n    def solve(x)\nSyntaxError: expected ':'\n"
     assert (broken.verdict, broken.error) == (Verdict.FAILED, "SyntaxError")
+
+
+@pytest.mark.parametrize(
+    ("code", "tests"),
+    [
+        ("def f(x):\n    print(x)\n    return x + 1\n", ("assert f(1) == 2", "assert f(2) == 4", "assert f(3) == 0")),
+        ("def f(x):\n    return {x, 'b', 'c'}\n", ("assert f('a') == {'a', 'b'}",)),
+        (
+            "def f(x):\n    return 1 / x\n",
+            ("def check(candidate):\n    assert candidate(1) == 1\n    assert candidate(0) == 0", "check(f)"),
+        ),
+        (
+            "def f(x):\n    return [x]\n",
+            ("def check(candidate):\n    'doc'\n    assert candidate(1) == [2]", "check(f)"),
+        ),
+        ("def f(x):\n    return f(x + 1)\n", ("assert f(1) == 1",)),
+        ("def f(x):\n    return f(x + 1)\n", ("def check(candidate):\n    assert candidate(1) == 1", "check(f)")),
+        ("def f(x):\n    return x\n", ("assert f(1) > 2, f'no {f(1)}'",)),
+        ("def f(x):\n    return x\n", ("assert f(1) and f(0)",)),
+        ("def f(x)\n    return x\n", ("assert f(1) == 1",)),
+        ("def f(x):\n", ("assert f(1) == 1",)),
+        ("def f(x):\n    return undefined\n", ("import math", "assert math.isclose(f(1), 1)")),
+    ],
+)
+def test_feedback_is_the_same_whether_the_tests_are_judged_outside_or_stand_in_the_code(sandbox, code, tests):
+    judged = sandbox.run(Program(code, tests))
+    inside = sandbox.run(Program(Program(code, tests).source))
+    assert judged.verdict == inside.verdict == Verdict.FAILED
+    assert judged.feedback == inside.feedback
+    assert judged.error == inside.error
 
 
 def test_feedback_is_free_of_addresses_and_paths(sandbox):
@@ -204,13 +234,8 @@ def test_works_as_an_ordinary_user(tmp_path):
     assert done.stdout.split() == ["passed", "timeout"], done.stderr
 
 
-def test_works_where_namespaces_are_not_to_be_had(monkeypatch, tmp_path):
-    # The worker's own file with unshare made to fail, as containers without the right do.
-    source = (pathlib.Path(__file__).parents[2] / "data_gen" / "sandbox_worker.py").read_text()
-    worker = tmp_path / "sandbox_worker.py"
-    worker.write_text(source.replace("LIBC.unshare(flags) == 0", "False"))
-    monkeypatch.setattr("data_gen.sandbox._WORKER", worker)
-    with Sandbox(1, LIMITS) as pool:
+def test_works_where_namespaces_are_not_to_be_had():
+    with Sandbox(1, LIMITS, means=["limits"]) as pool:
         assert "lacks" in pool.isolation
         assert "network namespace" in pool.isolation
         assert pool.run(ECHO).verdict == Verdict.PASSED
@@ -218,6 +243,24 @@ def test_works_where_namespaces_are_not_to_be_had(monkeypatch, tmp_path):
         killer = pool.run(Program("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nassert 0\n"))
         assert killer.verdict in (Verdict.FAILED, Verdict.CRASHED)
         assert pool.run(ECHO).verdict == Verdict.PASSED
+
+
+def test_isolation_that_is_required_and_lacking_is_refused_in_one_sentence():
+    with pytest.raises(
+        SandboxError, match=r"isolation is required and this machine lacks .*network namespace"
+    ) as raised:
+        Sandbox(1, LIMITS, require_isolation=True, means=["limits"])
+    assert "\n" not in str(raised.value)
+
+
+def test_flag_of_the_command_requires_isolation_in_all_processes(monkeypatch, capsys):
+    from data_gen import __main__ as command
+
+    monkeypatch.setenv(REQUIRE, "")
+    monkeypatch.setattr(Sandbox.__init__, "__kwdefaults__", Sandbox.__init__.__kwdefaults__ | {"means": ("limits",)})
+    assert command.main(["languages"]) == 0
+    assert command.main(["languages", "--require_isolation"]) == 1
+    assert "error: isolation is required and this machine lacks" in capsys.readouterr().err
 
 
 def test_limits_must_be_positive():
