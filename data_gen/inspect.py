@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_gen.build import BuildError, Statistics, read_statistics
+from data_gen.statistics import BuildError, Statistics, read_statistics
 from rcjax.data.tfrecord import RecordFile
 
 COLOURS = {"text": "cyan", "code": "green", "execution": "red", "user": "yellow"}
