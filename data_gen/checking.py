@@ -29,7 +29,7 @@ class Checked:
       outcome: of the run that decides: feedback holds what the program printed, and why it is not right.
       tests: lines that stood behind the program in that run.
       verdicts: by verifier, ``passed``, ``failed`` or ``skipped``; those not reached are left out.
-      shown: the outcome is that of the program with ``tests``; False where hidden tests failed, which no block can hold.
+      shown: whether the outcome is that of the program with ``tests``; False where hidden tests failed.
     """
 
     outcome: Outcome
