@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from data_gen.problems import Problem
@@ -66,17 +68,40 @@ class Runner:
 def run_language(language: str, source: str, limits: Limits) -> Outcome:
     """Compiles and runs a program in a language other than Python.
 
+    ``limits`` count where they are wider than those of ``data_gen.languages``: what is enough for Python is little for
+    a virtual machine's start.
+
     Raises:
       LanguageError: it is not known, or its tools are not on this machine.
     """
     try:
-        from data_gen import languages
+        from data_gen import languages  # late: looks for toolchains
     except ImportError as error:
         raise LanguageError(f"programs in {language} can not be run: this version knows Python only") from error
-    if language not in languages.LANGUAGES:
-        known = ", ".join(sorted(languages.LANGUAGES))
-        raise LanguageError(f"programs in {language} can not be run; there is {known}")
-    return languages.run_source(language, source, limits=limits)
+    wider = {
+        field.name: max(getattr(languages.RUN, field.name), getattr(limits, field.name))
+        for field in dataclasses.fields(Limits)
+    }
+    try:
+        return languages.run_source(language, source, limits=Limits(**wider), sandbox=_language_sandbox(language))
+    except languages.LanguageError as error:
+        raise LanguageError(str(error)) from error
+
+
+_SANDBOXES: dict[str, Sandbox] = {}
+_LOCK = threading.Lock()
+
+
+def _language_sandbox(language: str) -> Sandbox:
+    """One pool a language for the whole process: to start one costs more than most programs."""
+    from data_gen import languages
+
+    name = languages.language_of(language).name
+    with _LOCK:
+        if name not in _SANDBOXES:
+            _SANDBOXES[name] = languages.language_sandbox([name])
+            atexit.register(_SANDBOXES[name].close)
+        return _SANDBOXES[name]
 
 
 def check(

@@ -64,7 +64,7 @@ def completed_map(
     lock = threading.Lock()
     ready: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
 
-    def feed(process: _Process) -> None:
+    def feed(process: Process) -> None:
         try:
             while True:
                 with lock:
@@ -81,7 +81,7 @@ def completed_map(
     with contextlib.ExitStack() as stack:
         threads = []
         for _ in range(count):
-            process = _Process(factory, setup)
+            process = Process(factory, setup)
             stack.callback(process.close)
             threads.append(threading.Thread(target=feed, args=(process,), daemon=True))
         for thread in threads:
@@ -106,7 +106,9 @@ def _load(name: str) -> Callable[[Any], Any]:
     return getattr(importlib.import_module(module), attribute)
 
 
-class _Process:
+class Process:
+    """One worker process; see ``completed_map`` for ``factory`` and ``setup``."""
+
     def __init__(self, factory: str, setup: Any):
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -122,6 +124,12 @@ class _Process:
         self._process.stdin.flush()
 
     def call(self, chunk: Sequence[Any]) -> Iterator[Any]:
+        """The results of ``chunk``, each as soon as it is there; they must all be taken before the next call.
+
+        Raises:
+          WorkerError: the process died.
+          Exception: what the function raised.
+        """
         try:
             pickle.dump(list(chunk), self._process.stdin)
             self._process.stdin.flush()
@@ -134,6 +142,7 @@ class _Process:
             raise WorkerError(f"a worker process ended with status {self._process.wait()}") from lost
 
     def close(self) -> None:
+        """Ends the process, after the item that it is at."""
         with contextlib.suppress(BrokenPipeError, ValueError):
             self._process.stdin.close()
         try:

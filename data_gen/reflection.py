@@ -124,6 +124,7 @@ def reflect(
             made.append(Round(attempt, outcome, tests))
             if len(made) > rounds:
                 return "not solved"
+            attempt = dataclasses.replace(attempt, shown=Program(attempt.code, tests).source)
             attempt = teacher.reflect_and_correct(problem, attempt, outcome, rng)
         if not checked.passed:
             continue
@@ -135,6 +136,7 @@ def reflect(
             continue
         if any(len(done.outcome.feedback) > LONGEST_FEEDBACK for done in made):
             return "long feedback"
+        attempt = dataclasses.replace(attempt, shown=Program(attempt.code, tests).source)
         made.append(Round(attempt, outcome, tests))
         return Trace(tuple(made), dict(checked.verdicts))
     return "every attempt passed"

@@ -32,12 +32,14 @@ class Attempt:
       faults: names of faults that the teacher knows to be still in the code. A program that passes with known faults
         is no solution, and its trace is dropped. Empty when the teacher knows of none.
       memo: the teacher's own memory of this trace.
+      shown: the program as it was run, shown tests behind it; filled in by the loop before the teacher is asked again.
     """
 
     text: str
     code: str
     faults: tuple[str, ...] = ()
     memo: Any = None
+    shown: str = ""
 
 
 class Teacher(Protocol):
