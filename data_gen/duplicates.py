@@ -34,8 +34,8 @@ def near_duplicates(texts: Sequence[str], threshold: float) -> dict[int, tuple[i
     """
     from datasketch import MinHash, MinHashLSH  # late: scipy takes a moment
 
-    # A lower bound than asked for: a candidate too many costs a comparison, one too few a duplicate.
-    index = MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=PERMUTATIONS)
+    # Tuned towards too many candidates: one too many costs a comparison, one too few is a duplicate that stays.
+    index = MinHashLSH(threshold=max(0.1, 0.75 * threshold), num_perm=PERMUTATIONS, weights=(0.1, 0.9))
     sets = [shingles(text) for text in texts]
     hashes = MinHash.generator(([piece.encode() for piece in pieces] for pieces in sets), num_perm=PERMUTATIONS, seed=1)
     found: dict[int, tuple[int, float]] = {}

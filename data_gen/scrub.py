@@ -9,8 +9,13 @@ _RULES = (
     (re.compile(r"\b0x[0-9a-fA-F]{6,}"), "0x..."),
     (re.compile(rf"{_LIBRARY}(?=/)"), "<python>"),
     (re.compile(r"[A-Z]:\\(?:[^\\\s\"']+\\)*(?=[\w.-]+\.\w+)"), ""),  # a Windows directory in front of a file
-    (re.compile(r"/(?:home|Users|root|tmp|var|mnt|workspace|content|private)(?:/[\w.@+-]+)*/(?=[\w.<>-]+)"), ""),
-    (re.compile(r"(?<![\w/])/(?:home|Users)/[\w.-]+"), "~"),
+    (
+        re.compile(
+            r"(?<![\w.:/])/(?:home|Users|root|tmp|var|mnt|workspace|content|private)(?:/[\w.@+-]+)*/(?=[\w-]+\.\w)"
+        ),
+        "",
+    ),
+    (re.compile(r"(?<![\w.:/])/(?:home|Users)/[\w.-]+"), "~"),
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}:\d+\b"), "<address>"),
 )
 

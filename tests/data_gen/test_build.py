@@ -192,13 +192,13 @@ def test_traces_of_real_problems(tmp_path):
 # ---- command line
 
 
-def command(*arguments, cwd=None):
+def command(*arguments, cwd=None, environment=None):
     done = subprocess.run(
         [sys.executable, "-m", "data_gen", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd or ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {}),
     )
     return done.returncode, done.stdout, done.stderr
 
