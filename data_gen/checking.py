@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
@@ -62,7 +63,16 @@ class Runner:
     def _run(self, program: Program) -> Outcome:
         if self._language == "python":
             return self._sandbox.run(program)
-        return run_language(self._language, program.source, self._sandbox.limits)
+        return run_language(self._language, assembled(program, self._language), self._sandbox.limits)
+
+
+def assembled(program: Program, language: str) -> str:
+    """Code and tests as one file. In Go the tests' imports go up to the package clause, where they must stand."""
+    source = program.source
+    if language == "go" and (imports := re.findall(r'(?m)^import \w+ "\w+"\n', source)):
+        source = re.sub(r'(?m)^import \w+ "\w+"\n', "", source)
+        source = re.sub(r"(?m)^(package \w+\n)", lambda head: head[1] + "".join(imports), source, count=1)
+    return source
 
 
 def run_language(language: str, source: str, limits: Limits) -> Outcome:

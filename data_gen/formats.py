@@ -377,11 +377,11 @@ def _go_tests(test: str, record: Mapping[str, Any]) -> tuple[str, ...]:
     body = re.sub(r"(?m)^\s*assert := assert\.New\(t\)\n", "", body).replace("assert.Equal(", "assertEqual(")
     helper = (
         "func assertEqual(expected, got interface{}, _ ...interface{}) {\n"
-        '\tif e, g := fmt.Sprintf("%#v", expected), fmt.Sprintf("%#v", got); e != g {\n'
-        '\t\tpanic(fmt.Sprintf("got %s, expected %s", g, e))\n\t}\n}\n'
+        '\tif e, g := checkfmt.Sprintf("%#v", expected), checkfmt.Sprintf("%#v", got); e != g {\n'
+        '\t\tpanic("got " + g + ", expected " + e)\n\t}\n}\n'
     )
     calls = "".join(f"\t{name}()\n" for name in names)
-    return (f'import "fmt"\n\n{helper}\n{body.strip()}\n\nfunc main() {{\n{calls}}}',)
+    return (f'import checkfmt "fmt"\n\n{helper}\n{body.strip()}\n\nfunc main() {{\n{calls}}}',)
 
 
 def _same_tests(test: str, record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from data_gen.checking import LONGEST_FEEDBACK, Run, check, shortened
+from data_gen.checking import LONGEST_FEEDBACK, Run, assembled, check, shortened
 from data_gen.problems import Problem
 from data_gen.sandbox import Outcome, Program
 from data_gen.teachers import Attempt, Teacher
@@ -152,7 +152,7 @@ def conversation(
     """The reflection example of four turns; ``told`` is the answer in the last one."""
     blocks = []
     for made in trace.rounds:
-        shown = Program(made.attempt.code, made.tests).source.rstrip("\n")
+        shown = assembled(Program(made.attempt.code, made.tests), problem.language).rstrip("\n")
         feedback = made.outcome.feedback.rstrip("\n") or SUCCESS
         if made.attempt.text:
             blocks.append(Block(BlockType.TEXT, made.attempt.text))

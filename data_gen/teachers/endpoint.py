@@ -107,6 +107,7 @@ class Endpoint:
             base_url=options.base_url or None,
             timeout=options.timeout,
             max_retries=0,
+            http_client=_quick_transport(openai, options),
         )
         self._ledger = _Ledger(options)
         self._resume = 0.0  # no request before this time
@@ -192,7 +193,7 @@ class Endpoint:
                 wait = 0.0
             if last:
                 self._fail(f"the endpoint {where} still answers with status {error.status_code} after {tries} retries")
-        elif isinstance(error, openai.APITimeoutError):
+        elif isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
             if last:
                 self._fail(f"the endpoint {where} has not answered within {options.timeout:g} s in {tries + 1} tries")
         elif isinstance(error, openai.APIConnectionError):
@@ -233,26 +234,23 @@ class Endpoint:
             "temperature": options.temperature,
             "max_tokens": options.max_tokens,
         }
-        if options.stream:
-            text, finish, usage = await self._streamed(arguments)
-        else:
-            reply = await self._client.chat.completions.create(**arguments)
-            choices = getattr(reply, "choices", None)
-            if not choices:
-                raise _Broken("no choices")
-            text, finish = choices[0].message.content if choices[0].message else None, choices[0].finish_reason
-            usage = reply.usage
+        text, usage = await (self._streamed(arguments) if options.stream else self._whole(arguments))
         if not text or not text.strip():
             raise _Broken("an empty reply")
-        if usage is not None and usage.completion_tokens is not None:
-            used = (float(usage.prompt_tokens or 0), float(usage.completion_tokens))
-        else:
-            used = (estimate(messages), len(text.encode()) / CHARACTERS_A_TOKEN)
-        if finish == "length":
-            text += "\n"  # a reply that was cut: what is there may still hold a whole program
-        return text, used
+        if usage.get("completion_tokens") is not None:
+            return text, (float(usage.get("prompt_tokens") or 0), float(usage["completion_tokens"]))
+        return text, (estimate(messages), len(text.encode()) / CHARACTERS_A_TOKEN)
 
-    async def _streamed(self, arguments: dict[str, Any]) -> tuple[str, str | None, Any]:
+    async def _whole(self, arguments: dict[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+        # The client's plain form of a request: to put messages into its types and the reply back costs as much time as
+        # everything else.
+        reply = await self._client.post("/chat/completions", cast_to=object, body=arguments)
+        try:
+            return reply["choices"][0]["message"]["content"], reply.get("usage") or {}
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            raise _Broken("no choices") from error
+
+    async def _streamed(self, arguments: dict[str, Any]) -> tuple[str, Mapping[str, Any]]:
         parts: list[str] = []
         finish = usage = None
         stream = await self._client.chat.completions.create(
@@ -274,7 +272,15 @@ class Endpoint:
                 raise _Broken(f"a stream that broke off ({error})") from error
         if finish is None:
             raise _Broken("a stream cut short")
-        return "".join(parts), finish, usage
+        return "".join(parts), usage.model_dump() if usage else {}
+
+
+def _quick_transport(openai: Any, options: TeacherOptions) -> Any:
+    """aiohttp under the client where it is installed; None: the client's own, which is slow with many connections."""
+    try:
+        return openai.DefaultAioHttpClient(timeout=options.timeout)
+    except (RuntimeError, ImportError, AttributeError):  # an older client, or one without the extra
+        return None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
