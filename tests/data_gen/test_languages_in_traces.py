@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-languages = pytest.importorskip("data_gen.languages", reason="this version runs Python only")
+pytest.importorskip("data_gen.languages", reason="this version runs Python only")
 
 from data_gen.build import build
 from data_gen.checking import LanguageError, assembled, run_language
@@ -40,7 +40,7 @@ def test_traces_in_another_language_hold(tmp_path):
     need("bash")
     test = '[[ $(add 1 2) = "3" ]] || exit 1\n[[ $(add 5 5) = "10" ]] || exit 1'
     problem = Problem("sh/1", "sh/1", "x", ("Add two numbers in bash.",), "", "add", (test,), "bash")
-    right, wrong = ("add() {\n  echo $(($1 %s $2))\n}\n" % sign for sign in "+-")
+    right, wrong = (f"add() {{\n  echo $(($1 {sign} $2))\n}}\n" for sign in "+-")
 
     def script(number, body):
         users = [message for message in body["messages"] if message["role"] == "user"]
