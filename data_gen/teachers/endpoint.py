@@ -8,6 +8,7 @@ replies that are broken (no JSON, no choices, a stream cut short) are retried li
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import email.utils
@@ -120,8 +121,15 @@ class Endpoint:
         self._ledger.spend, self._ledger.spent = spend, spent
 
     def interrupt(self) -> None:
-        """Ends waiting requests."""
+        """Ends waiting requests, and those on their way."""
         self._stop = self._stop or TeacherStop("interrupted")
+
+        def cancel() -> None:
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+
+        if self._loop.is_running():
+            self._loop.call_soon_threadsafe(cancel)
 
     def __enter__(self) -> Endpoint:
         self._thread.start()
@@ -143,7 +151,10 @@ class Endpoint:
           TeacherStop: the endpoint can not be reached, refuses the key, knows no such model; or the money is spent.
           TeacherError: it refuses this request, or its reply stays unusable.
         """
-        return asyncio.run_coroutine_threadsafe(self.reply(messages), self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(self.reply(messages), self._loop).result()
+        except concurrent.futures.CancelledError as error:
+            raise self._stop or TeacherStop("interrupted") from error
 
     async def reply(self, messages: Sequence[Message]) -> str:
         """``ask`` for callers on the endpoint's loop."""

@@ -19,7 +19,7 @@ from data_gen.teachers.code_blocks import cut_out
 from data_gen.teachers.endpoint import Endpoint, _retry_after, endpoint_teacher
 from data_gen.templates import load_templates
 from tests.data_gen.chat_server import RIGHT, WRONG, ChatServer, solve
-from tests.data_gen.test_build import records
+from tests.data_gen.test_build import command, records
 
 ASK = [{"role": "user", "content": "hello"}]
 OPTIONS = TeacherOptions(model="m", backoff=0.01, timeout=5.0, retries=3, concurrency=4)
@@ -267,3 +267,44 @@ def test_an_endpoint_that_goes_down_loses_nothing(tmp_path):
         assert statistics.examples["reflection"] == 10
         assert len(server.bodies) - before < 30 - 9  # finished problems were not asked for again
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupted_request_ends_at_once():
+    with ChatServer(lambda number, body: {"stall": 30, "text": "late"}) as server:
+        with Endpoint(dataclasses.replace(OPTIONS, base_url=server.url, timeout=60)) as endpoint:
+            with ThreadPoolExecutor(1) as pool:
+                future = pool.submit(endpoint.ask, ASK)
+                while not server.bodies:
+                    time.sleep(0.01)
+                started = time.monotonic()
+                endpoint.interrupt()
+                with pytest.raises(TeacherStop, match="interrupted"):
+                    future.result(10)
+                assert time.monotonic() - started < 5
+
+
+def test_the_command_line_stops_at_the_limit_with_one_sentence_and_goes_on(tmp_path):
+    path = tmp_path / "p.jsonl"
+    tests = ["assert f(1, 2) == 3", "assert f(4, 4) == 8"]
+    rows = [{"id": f"p{n}", "prompt": f"Add two numbers, {n} times.", "tests": tests} for n in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with ChatServer() as server:
+        flags = ["build", f"--problems={path}", f"--output={tmp_path / 'out'}", "--teacher=openai", "--model=m"]
+        flags += [f"--base-url={server.url}", "--price-out=1000", "--max-tokens=60", "--heldout=0", "--concurrency=1"]
+        flags += ["--near-duplicates=0", "--workers=1"]
+        status, _, err = command(*flags, "--spend-limit=0.35")
+        assert status == 1
+        assert err.startswith(
+            "error: the spending limit of $0.35 is reached ($0.3000 spent, the next request may cost $0.06"
+        )
+        assert "2 of 4 problems are done and kept: the same command goes on from there" in err
+        assert err.count("\n") == 1
+        before = len(server.bodies)
+        status, out, err = command(*flags, "--spend-limit=5")
+        assert status == 0, err
+        assert len(server.bodies) - before == 2 * 3
+    assert "0.6 cost" in out
+    status, _, err = command(*flags[:-2], "--spend-limit=5", "--prompts=none")
+    assert status == 1
+    status, _, err = command(*[flag for flag in flags if flag != "--model=m"])
+    assert "teacher 'openai' needs --model" in err
