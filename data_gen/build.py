@@ -358,6 +358,8 @@ def _check(settings: dict[str, Any], runner: str, options: TeacherOptions) -> No
         raise BuildError(f"heldout is {heldout}; give a share below 1 or a whole number of tasks")
     if runner not in RUNNERS:
         raise BuildError(f"runner {runner!r} is unknown; there are {', '.join(RUNNERS)}")
+    if runner == "beam" and options.spend_limit is not None:
+        raise BuildError("a spend_limit is kept by one process; take --runner=local")
     if "options" in settings:
         if not options.model:
             raise BuildError(f"teacher {settings['teacher']!r} needs --model: which model shall write")

@@ -6,6 +6,7 @@ All three do the same ``job.work`` and yield (number of the job, what came of it
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,12 +38,20 @@ def run_local(
     Raises:
       TeacherStop: the teacher can not go on; jobs that could still be finished were yielded before.
     """
-    if all(name in OFFLINE for name in setup.teachers):
-        yield from completed_map("data_gen.job:worker", setup, jobs, workers)
+    offline = [place for place, job in enumerate(jobs) if job.teacher in OFFLINE]
+    if offline:
+        own = dataclasses.replace(setup, teachers=tuple(name for name in setup.teachers if name in OFFLINE))
+        mine = [jobs[place] for place in offline]
+        for place, done in completed_map("data_gen.job:worker", own, mine, workers):
+            yield offline[place], done
+    asked = [place for place, job in enumerate(jobs) if job.teacher not in OFFLINE]
+    if not asked:
         return
     with contextlib.ExitStack() as stack:
         teachers = {
-            name: stack.enter_context(make_teacher(name, setup.templates, setup.options)) for name in setup.teachers
+            name: stack.enter_context(make_teacher(name, setup.templates, setup.options))
+            for name in setup.teachers
+            if name not in OFFLINE
         }
         for teacher in teachers.values():
             if hasattr(teacher, "account"):
@@ -50,7 +59,7 @@ def run_local(
         verifiers = make_verifiers(setup.verifiers, teachers, setup.seed)
         sandbox = stack.enter_context(Sandbox(workers or usable_cpus(), setup.limits))
         pool = stack.enter_context(ThreadPoolExecutor(setup.options.concurrency))
-        following = iter(range(len(jobs)))
+        following = iter(asked)
         running: dict[Future[Done], int] = {}
         stop: TeacherStop | None = None
         stopped = threading.Event()

@@ -13,6 +13,7 @@ from data_gen.build import BuildError, build, family_problems, read_statistics
 from data_gen.mutations import OMISSIONS
 from data_gen.problems import Problem
 from data_gen.readers import read_problems
+from data_gen.teachers.choice import TeacherOptions
 from rcjax.blocks import Conversation
 from rcjax.data.tfrecord import RecordError, RecordFile, read_records, write_records
 
@@ -143,6 +144,12 @@ def test_no_examples_left_says_how_many_were_dropped_and_why(tmp_path):
         ({"heldout": 1.0}, "heldout is 1.0"),
         ({"heldout": 1}, "there are only 1 tasks"),
         ({"teacher": "nobody"}, "teacher 'nobody' is unknown; there are bugs"),
+        ({"verifiers": ["luck"]}, "verifier 'luck' is unknown; there are written, properties, typing, crosshair"),
+        ({"runner": "boat"}, "runner 'boat' is unknown; there are local, beam"),
+        ({"near_duplicates": 3.0}, "near_duplicates is 3.0; it must lie between 0"),
+        ({"teacher": "openai"}, "teacher 'openai' needs --model"),
+        ({"teacher": "openai", "options": TeacherOptions(model="m", spend_limit=1.0)}, "spend_limit needs --price-in"),
+        ({"runner": "beam", "options": TeacherOptions(spend_limit=1.0)}, "a spend_limit is kept by one process"),
     ],
 )
 def test_settings_out_of_range_are_refused(tmp_path, settings, message):

@@ -308,3 +308,13 @@ def test_the_command_line_stops_at_the_limit_with_one_sentence_and_goes_on(tmp_p
     assert status == 1
     status, _, err = command(*[flag for flag in flags if flag != "--model=m"])
     assert "teacher 'openai' needs --model" in err
+
+
+def test_an_offline_teacher_and_a_model_share_the_problems(tmp_path):
+    problems = [
+        dataclasses.replace(problem(number), solution="def f(a, b):\n    return a + b\n") for number in range(8)
+    ]
+    with ChatServer() as server:
+        options = dataclasses.replace(OPTIONS, base_url=server.url)
+        build(problems, tmp_path / "out", teacher="bugs,openai", heldout=0, options=options, workers=1)
+    assert Counter(record["source"] for record in records(tmp_path / "out")["reflection"]) == {"bugs": 4, "openai": 4}
