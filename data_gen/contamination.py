@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_gen.duplicates import words
 from data_gen.problems import Problem, ProblemError
 from data_gen.readers import read_records
 
 NGRAM = 10
 SHORTEST = 6  # words; a shorter benchmark text ("Write a function to add.") says too little to be recognised by
+DISTINCT = 3  # different words that a run must hold: "1 2 3 4 5 6 7 8 9 10" is nobody's
 FIELDS = ("prompt", "prompts", "text", "instruction", "query", "canonical_solution", "solution", "code", "output")
+
+
+def words(text: str) -> list[str]:
+    """Words, names and numbers in lower case; signs do not count, else every second loop would be like another."""
+    return re.findall(r"[a-z0-9_]+", text.lower())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +67,8 @@ class Benchmarks:
         size = min(self._size, len(found))
         self._lengths.add(size)
         for gram in _grams(found, size):
-            self._grams.setdefault(gram, (file, task))
+            if len({word for word in gram.split() if word[0].isalpha()}) >= DISTINCT:
+                self._grams.setdefault(gram, (file, task))
 
     def overlap(self, texts: Iterable[str]) -> Overlap | None:
         """The first run of words that one of ``texts`` shares with a benchmark; None if there is none."""

@@ -12,7 +12,7 @@ PERMUTATIONS = 128
 
 
 def words(text: str) -> list[str]:
-    """Words, numbers and single signs in lower case: what n-grams are made of, here and in decontamination."""
+    """Words, numbers and single signs in lower case: what shingles are made of."""
     return re.findall(r"[a-z]+|[0-9]+|[^\sa-z0-9]", text.lower())
 
 

@@ -135,7 +135,7 @@ def test_a_build_with_a_checkpoint_batches_its_problems(trained, tmp_path):
 
 def test_what_the_model_can_not_do_is_told(trained, tmp_path):
     directory, _ = trained
-    with checkpoint_teacher(TEMPLATES, dataclasses.replace(OPTIONS, model=str(directory), max_tokens=1000)) as teacher:
+    with checkpoint_teacher(TEMPLATES, dataclasses.replace(OPTIONS, model=str(directory), max_tokens=1020)) as teacher:
         with pytest.raises(TeacherError, match="longer than the model's context"):
             teacher.attempt(PROBLEMS[0], random.Random(0), 1)
     with checkpoint_teacher(TEMPLATES, dataclasses.replace(OPTIONS, model=str(directory), max_tokens=2)) as teacher:

@@ -57,6 +57,8 @@ def test_overlap_of_ten_words_is_found_and_nine_are_not(tmp_path):
     assert (found.file, found.task, found.ngram) == ("bench.jsonl", "B/1", " ".join(words[5:15]))
     assert known.overlap([" ".join(words[5:14]) + " other words here"]) is None
     assert known.overlap(["return 1"]) is None  # too short to tell a task by
+    path.write_text(json.dumps({"prompt": "1 2 3 4 5 6 7 8 9 10 11 12"}) + "\n")
+    assert Benchmarks([path]).overlap(["[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]"]) is None
     path.write_text(json.dumps({"prompt": "Sort the list of words by length."}) + "\n")  # shorter than ten: as a whole
     assert Benchmarks([path]).overlap(["Please: sort the list of words by length. Thanks."]).task == "1"
     path.write_text(json.dumps({"x": 1}) + "\n")
