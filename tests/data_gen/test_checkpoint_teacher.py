@@ -81,7 +81,7 @@ def trained(tmp_path_factory):
     import optax
 
     params = llama.init_params(config, jax.random.key(0))
-    optimizer = optax.adam(3e-3)
+    optimizer = optax.adam(8e-3)
     state = optimizer.init(params)
 
     @jax.jit
@@ -92,7 +92,7 @@ def trained(tmp_path_factory):
 
     for _ in range(400):
         params, state, value = update(params, state)
-        if value < 0.005:
+        if value < 0.01:
             break
     assert value < 0.02
     directory = tmp_path_factory.mktemp("model") / "export"
