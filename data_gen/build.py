@@ -249,6 +249,9 @@ def _beam(options: Sequence[str]) -> Callable[..., Iterator[tuple[int, Done]]]:
 def _work(results: Iterator[tuple[int, Done]], jobs: Sequence[Job], total: int, journal: Journal) -> None:
     """Notes every result in the journal as it comes."""
     executions = traces = 0
+    for done in journal.finished():
+        executions += done.executions
+        traces += sum(split == REFLECTION for split, _ in done.records)
     with progress("building traces", total=total, unit="problems", done=total - len(jobs)) as bar:
         try:
             for place, done in results:

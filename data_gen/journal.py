@@ -147,6 +147,10 @@ class Journal:
                     del values["job"]
                     yield Done.from_json(values)
 
+    def finished(self) -> Iterator[Done]:
+        """What came of all jobs that are done, in the order in which they were."""
+        return self.read(list(self._places))
+
     def close(self) -> None:
         """Lets go of the lock."""
         self._file.close()

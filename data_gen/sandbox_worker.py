@@ -494,8 +494,9 @@ def _compared(source: str, line: int, namespace: dict) -> str:
                     sides.append(eval(compile(ast.Expression(side), FILE, "eval"), namespace))
                 if sides[0] == sides[1]:
                     return ""
-                got, expected = (_short(repr(side)) for side in sides)
-                return scrub(f"got {got}, expected {expected}")
+                # Scrubbed first: an address that is cut short is none that scrubbing would know.
+                got, expected = (_short(scrub(repr(side))) for side in sides)
+                return f"got {got}, expected {expected}"
     except BaseException:
         return ""
     return ""
