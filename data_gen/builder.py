@@ -19,6 +19,7 @@ from tensorflow_datasets.core import file_adapters
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_gen import VERSION
+from data_gen.statistics import KINDS
 from rcjax.data.tfrecord import RecordFile, write_records
 
 NAME = "traces"
@@ -33,6 +34,10 @@ TEXT_FEATURES = {
     "solution": "Reference code.",
     "tests": "JSON list of lines to run behind the code.",
     "entry_point": "Function that the tests call.",
+}
+OPTIONAL_FEATURES = {  # feature: (what it says, its value where a record has none); there if any record has it
+    "language": ("Programming language of the code.", "python"),
+    "verdicts": ("JSON object: what each verifier said of the last program.", "{}"),
 }
 DESCRIPTION = "Attempt, feedback, reflection and correction traces of programming problems."
 
@@ -72,20 +77,24 @@ class Traces(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def __init__(self, *, splits: Mapping[str, Sequence[Mapping[str, Any]]], **kwargs: Any):
         self._records = splits
+        there = {name for records in splits.values() for record in records for name in record}
+        self._optional = [name for name in OPTIONAL_FEATURES if name in there]
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {name: tfds.features.Text(doc=doc) for name, doc in TEXT_FEATURES.items()}
+        features |= {name: tfds.features.Text(doc=OPTIONAL_FEATURES[name][0]) for name in self._optional}
         features["rounds"] = tfds.features.Scalar(np.int32, doc="Failed attempts before the one that passed.")
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features), description=DESCRIPTION, disable_shuffling=True
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {name: self._generate_examples(records) for name, records in self._records.items() if records}
+        return {name: self._generate_examples(records) for name, records in self._records.items() if len(records)}
 
     def _generate_examples(self, records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        yield from enumerate(records)
+        absent = {name: OPTIONAL_FEATURES[name][1] for name in self._optional}
+        yield from ((number, {**absent, **record}) for number, record in enumerate(records))
 
 
 def write_dataset(splits: Mapping[str, Sequence[Mapping[str, Any]]], directory: Path) -> Path:
@@ -96,3 +105,9 @@ def write_dataset(splits: Mapping[str, Sequence[Mapping[str, Any]]], directory: 
     with _adapter(), contextlib.redirect_stdout(io.StringIO()):  # it prints about downloads; there are none
         builder.download_and_prepare(download_config=config, file_format="tfrecord")
     return Path(builder.data_path)
+
+
+def write_lengths(path: Path, lengths: Mapping[str, list[list[int]]]) -> None:
+    """The index of lengths: by split, characters of each record, int32 [records, len(KINDS)], and ``kinds``."""
+    arrays = {split: np.asarray(rows, np.int32) for split, rows in lengths.items()}
+    np.savez_compressed(path, kinds=np.asarray(KINDS), **arrays)

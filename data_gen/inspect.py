@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_gen.build import BuildError, Statistics, read_statistics
-from rcjax.data.tfrecord import RecordFile
+from data_gen.dataset import sample
+from data_gen.statistics import BuildError, Statistics, read_statistics
 
 COLOURS = {"text": "cyan", "code": "green", "execution": "red", "user": "yellow"}
 
@@ -32,7 +29,7 @@ def show(directory: str | Path, split: str, count: int, seed: int = 0) -> None:
     split = split or ("reflection" if "reflection" in names else names[0])
     if split not in names:
         raise BuildError(f"--split={split} is not in {directory}; there is {', '.join(names)}")
-    for record in _sample(Path(directory), split, count, seed):
+    for record in sample(directory, split, count, seed):
         console.rule(Text(f"{record['id']} ({record['rounds']} failed)"))
         for turn in json.loads(record["messages"]):
             console.print(Text(turn["role"], style="bold"))
@@ -44,13 +41,19 @@ def show(directory: str | Path, split: str, count: int, seed: int = 0) -> None:
 
 def _tables(statistics: Statistics) -> list[Table]:
     tables = []
+    # What says nothing here is left out.
     for title, counts in (
         ("examples", statistics.examples),
         ("problems", statistics.problems),
         ("traces", statistics.traces),
         ("attempts", statistics.attempts),
+        ("verdicts", statistics.verdicts),
+        ("languages", statistics.languages),
+        ("usage", statistics.usage),
         ("seconds", statistics.seconds),
     ):
+        if not counts:
+            continue
         table = Table(title=title, title_justify="left", show_header=False)
         for name, number in counts.items():
             table.add_row(name, f"{number:,}")
@@ -61,20 +64,9 @@ def _tables(statistics: Statistics) -> list[Table]:
         table.add_column(name)
     for split, by_type in statistics.characters.items():
         table.add_row(split, *(f"{by_type.get(kind, 0):g}" for kind in kinds))
-    return [*tables, table]
-
-
-def _sample(directory: Path, split: str, count: int, seed: int) -> Sequence[dict[str, Any]]:
-    import tensorflow_datasets as tfds  # late: takes a second
-
-    info = tfds.builder_from_directory(str(directory)).info
-    files = [RecordFile(path) for path in info.splits[split].filepaths]
-    places = [(file, index) for file in files for index in range(len(file))]
-    chosen = random.Random(seed).sample(places, min(count, len(places)))
-    records = [info.features.deserialize_example_np(file[index]) for file, index in chosen]
-    for file in files:
-        file.close()
-    return [
-        {name: value.decode() if isinstance(value, bytes) else value for name, value in record.items()}
-        for record in records
-    ]
+    sizes = Table(title="characters of a whole record", title_justify="left")
+    for name in ("split", *next(iter(statistics.lengths.values()), {})):
+        sizes.add_column(name)
+    for split, places in statistics.lengths.items():
+        sizes.add_row(split, *map(str, places.values()))
+    return [*tables, table, sizes]

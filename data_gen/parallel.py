@@ -1,4 +1,4 @@
-"""An ordered map over worker processes.
+"""A map over worker processes.
 
 The workers are started as plain ``python -m data_gen.parallel`` and not by ``multiprocessing``: a fork of a process
 that holds jax's threads may hang, and a spawn imports the caller's main program again.
@@ -6,15 +6,15 @@ that holds jax's threads may hang, and a spawn imports the caller's main program
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import importlib
 import os
 import pickle
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,20 @@ def usable_cpus() -> int:
 
 
 def ordered_map(factory: str, setup: Any, items: Sequence[Any], workers: int | None = None) -> Iterator[Any]:
-    """Results in the order of ``items``.
+    """As ``completed_map``, results alone and in the order of ``items``."""
+    waiting: dict[int, Any] = {}
+    following = 0
+    for place, result in completed_map(factory, setup, items, workers):
+        waiting[place] = result
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def completed_map(
+    factory: str, setup: Any, items: Sequence[Any], workers: int | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(place in ``items``, result) of each item, as soon as it is there.
 
     Args:
       factory: "module:name" of a function ``setup -> context manager`` whose value is a function ``item -> result``.
@@ -46,33 +59,46 @@ def ordered_map(factory: str, setup: Any, items: Sequence[Any], workers: int | N
       Exception: whatever the function raises.
     """
     count = max(1, min(workers or usable_cpus(), -(-len(items) // SMALL)))
-    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
-    with contextlib.ExitStack() as stack:
-        free: collections.deque[_Process] = collections.deque()
-        for _ in range(count):
-            process = _Process(factory, setup)
-            stack.callback(process.close)
-            free.append(process)
+    # Some items at a time, so that a worker never waits for the parent; each result comes back on its own.
+    starts = iter(range(0, len(items), CHUNK))
+    lock = threading.Lock()
+    ready: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
 
-        def work(chunk: Sequence[Any]) -> list[Any]:
-            process = free.popleft()
-            try:
-                return process.call(chunk)
-            finally:
-                free.append(process)
-
-        pool = stack.enter_context(ThreadPoolExecutor(count))
-        waiting: collections.deque[Future[list[Any]]] = collections.deque()
+    def feed(process: Process) -> None:
         try:
-            for chunk in chunks:
-                waiting.append(pool.submit(work, chunk))
-                if len(waiting) > 4 * count:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
+            while True:
+                with lock:
+                    start = next(starts, None)
+                if start is None:
+                    return
+                for offset, result in enumerate(process.call(items[start : start + CHUNK])):
+                    ready.put((start + offset, result))
+        except BaseException as error:
+            ready.put(error)
         finally:
-            for future in waiting:
-                future.cancel()
+            ready.put(None)
+
+    with contextlib.ExitStack() as stack:
+        threads = []
+        for _ in range(count):
+            process = Process(factory, setup)
+            stack.callback(process.close)
+            threads.append(threading.Thread(target=feed, args=(process,), daemon=True))
+        for thread in threads:
+            thread.start()
+        running = count
+        try:
+            while running:
+                result = ready.get()
+                if isinstance(result, BaseException):
+                    raise result
+                if result is None:
+                    running -= 1
+                else:
+                    yield result
+        finally:
+            with lock:
+                starts = iter(())
 
 
 def _load(name: str) -> Callable[[Any], Any]:
@@ -80,7 +106,9 @@ def _load(name: str) -> Callable[[Any], Any]:
     return getattr(importlib.import_module(module), attribute)
 
 
-class _Process:
+class Process:
+    """One worker process; see ``completed_map`` for ``factory`` and ``setup``."""
+
     def __init__(self, factory: str, setup: Any):
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -95,19 +123,27 @@ class _Process:
         pickle.dump((factory, setup), self._process.stdin)
         self._process.stdin.flush()
 
-    def call(self, chunk: Sequence[Any]) -> list[Any]:
+    def call(self, chunk: Sequence[Any]) -> Iterator[Any]:
+        """The results of ``chunk``, each as soon as it is there; they must all be taken before the next call.
+
+        Raises:
+          WorkerError: the process died.
+          Exception: what the function raised.
+        """
         try:
             pickle.dump(list(chunk), self._process.stdin)
             self._process.stdin.flush()
-            error, results = pickle.load(self._process.stdout)
-        except (EOFError, BrokenPipeError) as lost:
+            for _ in chunk:
+                error, result = pickle.load(self._process.stdout)
+                if error is not None:
+                    raise error
+                yield result
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError) as lost:
             raise WorkerError(f"a worker process ended with status {self._process.wait()}") from lost
-        if error is not None:
-            raise error
-        return results
 
     def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        """Ends the process, after the item that it is at."""
+        with contextlib.suppress(BrokenPipeError, ValueError):
             self._process.stdin.close()
         try:
             self._process.wait(timeout=15)
@@ -129,15 +165,18 @@ def main() -> None:
                 chunk = pickle.load(requests)
             except EOFError:
                 return
-            try:
-                reply = (None, [function(item) for item in chunk])
-            except Exception as error:
-                reply = (error, [])
-            try:
-                pickle.dump(reply, replies)
-                replies.flush()
-            except BrokenPipeError:  # the parent was killed
-                os._exit(1)  # without a word: closing the pipe would complain once more
+            for item in chunk:
+                try:
+                    reply = (None, function(item))
+                except Exception as error:
+                    reply = (error, None)
+                try:
+                    pickle.dump(reply, replies)
+                    replies.flush()
+                except BrokenPipeError:  # the parent was killed, or has stopped
+                    os._exit(1)  # without a word: closing the pipe would complain once more
+                if reply[0] is not None:
+                    break
 
 
 if __name__ == "__main__":

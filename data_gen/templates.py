@@ -1,7 +1,7 @@
 """Prompt texts from files, so that a user can replace them (``--prompts=DIR``).
 
 Each file holds alternatives, separated by lines of ``---``. Files that a directory of the user's lacks are taken from
-``data_gen/prompts``. Placeholders in braces: see ``FILES``.
+``data_gen/prompts``. Placeholders in braces: see ``FILES`` and ``CHAT_FILES``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,24 @@ FILES: dict[str, tuple[str, ...]] = {
     "thought": (),  # opens a reflection sequence
     "correction": ("mend", "seen", "Seen", "fault"),  # between feedback and corrected code
 }
-REQUIRED = {"problem": "problem", "reflection": "problem"}
+# What is said to a teacher that is a model.
+CHAT_FILES: dict[str, tuple[str, ...]] = {
+    "chat_system": ("language",),
+    "chat_attempt": ("problem", "tests", "language"),  # the first attempt at a problem with tests
+    "chat_attempt_untested": ("problem", "language"),  # at one without: code with assertions
+    "chat_correction": ("feedback", "language"),  # what running the attempt showed
+    "chat_answer": ("problem", "language"),  # the one-off answer, when the attempt has come right
+    "chat_tests": ("problem", "entry_point", "language"),  # asserts for a problem
+    "chat_repair": ("language",),  # after a reply without a program
+}
+REQUIRED = {
+    "problem": "problem",
+    "reflection": "problem",
+    "chat_attempt": "problem",
+    "chat_attempt_untested": "problem",
+    "chat_correction": "feedback",
+    "chat_tests": "problem",
+}
 
 
 class TemplateError(ValueError):
@@ -32,10 +49,14 @@ class Templates:
 
     texts: dict[str, tuple[str, ...]]
 
-    def fill(self, name: str, rng: random.Random, **values: str) -> str:
+    def fill(self, name: str, rng: random.Random, /, **values: str) -> str:
         """A random alternative of ``name`` with its placeholders filled."""
         text = rng.choice(self.texts[name])
         return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), text)
+
+    def of(self, chat: bool) -> dict[str, tuple[str, ...]]:
+        """The texts that a build follows from: those said to a model only where one is asked."""
+        return {name: text for name, text in self.texts.items() if chat or name not in CHAT_FILES}
 
 
 def load_templates(directory: str | Path | None = None) -> Templates:
@@ -47,7 +68,7 @@ def load_templates(directory: str | Path | None = None) -> Templates:
     if directory is not None and not Path(directory).is_dir():
         raise TemplateError(f"--prompts: directory {directory} does not exist")
     texts = {}
-    for name, placeholders in FILES.items():
+    for name, placeholders in (FILES | CHAT_FILES).items():
         path = PACKAGED / f"{name}.txt"
         if directory is not None and (Path(directory) / f"{name}.txt").exists():
             path = Path(directory) / f"{name}.txt"

@@ -34,7 +34,8 @@ def short(text: str) -> str:
 
 def compared(got: str, expected: str) -> str:
     """Message of a failed comparison; arguments are results of ``repr``."""
-    return scrub(f"got {short(got)}, expected {short(expected)}")
+    # Scrubbed first: an address that is cut short is none that scrubbing would know.
+    return f"got {short(scrub(got))}, expected {short(scrub(expected))}"
 
 
 def record(error: BaseException, compare=None) -> dict:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+from typing import ClassVar
 
 from data_gen.mutations import OMISSIONS, Mutant, mutants, normalize, syntax_slips
 from data_gen.problems import Problem
 from data_gen.sandbox import Outcome, Verdict
 from data_gen.teachers import Attempt
+from data_gen.teachers.code_blocks import fenced
 from data_gen.templates import Templates
 
 # Share of problems that are given one, two, three faults; fewer of the traces, since a mended fault must show.
@@ -39,6 +41,8 @@ class BugTeacher:
     templates: Templates
     name: str = "bugs"
     omissions: bool | None = None
+    needs_reference: ClassVar[bool] = True
+    tries: ClassVar[int] = 8
 
     def attempt(self, problem: Problem, rng: random.Random, rounds: int) -> Attempt | None:
         """The reference with one to ``rounds`` faults; None if it offers no place for a fault."""
@@ -73,7 +77,7 @@ class BugTeacher:
     def _attempt(self, text: str, code: str, steps: tuple[tuple[Mutant, str], ...]) -> Attempt:
         return Attempt(text, code, tuple(mutant.operator for mutant, _ in steps), steps)
 
-    def reflect(self, problem: Problem, attempt: Attempt, outcome: Outcome, rng: random.Random) -> Attempt:
+    def reflect_and_correct(self, problem: Problem, attempt: Attempt, outcome: Outcome, rng: random.Random) -> Attempt:
         """Takes out the fault that was put in last."""
         mutant, below = attempt.memo[-1]
         what = seen(outcome, rng)
@@ -81,6 +85,14 @@ class BugTeacher:
             "correction", rng, seen=what, Seen=what[:1].upper() + what[1:], fault=mutant.fault, mend=mutant.mend
         )
         return self._attempt(text, below, attempt.memo[:-1])
+
+    def write_tests(self, problem: Problem, rng: random.Random) -> tuple[str, ...]:
+        """None: it has no idea what a program is for."""
+        return ()
+
+    def re_answer(self, problem: Problem, attempt: Attempt, rng: random.Random) -> str:
+        """The mended program, which is the reference."""
+        return fenced(attempt.code)
 
 
 def seen(outcome: Outcome, rng: random.Random) -> str:

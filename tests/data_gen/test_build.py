@@ -11,8 +11,9 @@ import pytest
 
 from data_gen.build import BuildError, build, family_problems, read_statistics
 from data_gen.mutations import OMISSIONS
-from data_gen.problems import Problem, ProblemError
+from data_gen.problems import Problem
 from data_gen.readers import read_problems
+from data_gen.teachers.choice import TeacherOptions
 from rcjax.blocks import Conversation
 from rcjax.data.tfrecord import RecordError, RecordFile, read_records, write_records
 
@@ -143,6 +144,12 @@ def test_no_examples_left_says_how_many_were_dropped_and_why(tmp_path):
         ({"heldout": 1.0}, "heldout is 1.0"),
         ({"heldout": 1}, "there are only 1 tasks"),
         ({"teacher": "nobody"}, "teacher 'nobody' is unknown; there are bugs"),
+        ({"verifiers": ["luck"]}, "verifier 'luck' is unknown; there are written, properties, typing, crosshair"),
+        ({"runner": "boat"}, "runner 'boat' is unknown; there are local, beam"),
+        ({"near_duplicates": 3.0}, "near_duplicates is 3.0; it must lie between 0"),
+        ({"teacher": "openai"}, "teacher 'openai' needs --model"),
+        ({"teacher": "openai", "options": TeacherOptions(model="m", spend_limit=1.0)}, "spend_limit needs --price-in"),
+        ({"runner": "beam", "options": TeacherOptions(spend_limit=1.0)}, "a spend_limit is kept by one process"),
     ],
 )
 def test_settings_out_of_range_are_refused(tmp_path, settings, message):
@@ -177,43 +184,7 @@ def test_record_files_that_are_cut_or_damaged_name_file_and_byte(tmp_path):
         RecordFile(tmp_path / "missing")
 
 
-# ---- problem files
-
-
-def test_problem_files_say_file_line_and_field(tmp_path):
-    path = tmp_path / "p.jsonl"
-    good = {"prompt": "Add.", "solution": "def f(n):\n    return n\n", "tests": ["assert f(1) == 1"]}
-    path.write_text(json.dumps(good) + "\n")
-    (problem,) = read_problems(path, "jsonl")
-    assert (problem.id, problem.task, problem.entry_point, problem.family) == ("1", "1", "f", "problems")
-    for wrong, message in (
-        ({**good, "solution": 3}, r"p\.jsonl, line 2: field 'solution' must be a string"),
-        ({**good, "tests": ["f(1)"]}, "line 2: field 'tests' holds no assert"),
-        ({"prompt": "Add."}, "line 2: field 'solution' is missing"),
-        ([], "line 2: expected an object, found list"),
-    ):
-        path.write_text(json.dumps(good) + "\n" + json.dumps(wrong) + "\n")
-        with pytest.raises(ProblemError, match=message):
-            read_problems(path, "jsonl")
-    path.write_text("{}\n{bad\n")
-    with pytest.raises(ProblemError, match="line 2: not valid JSON"):
-        read_problems(path, "jsonl")
-    path.write_text("")
-    with pytest.raises(ProblemError, match="holds no problems"):
-        read_problems(path, "jsonl")
-    with pytest.raises(ProblemError, match="does not exist"):
-        read_problems(tmp_path / "nowhere", "jsonl")
-
-
-@pytest.mark.parametrize(("name", "count"), [("sanitized-mbpp.json", 427), ("mbpp.jsonl", 974)])
-def test_both_mbpp_files_are_read(name, count):
-    path = SHARED / "data" / "mbpp" / name
-    if not path.exists():
-        pytest.skip(f"{path} is not at hand; set RCJAX_SHARED to run this")
-    problems = read_problems(path, "mbpp")
-    assert len(problems) == count
-    assert all(problem.entry_point and "\r" not in problem.solution for problem in problems)
-    assert problems[0].tests[0] in problems[0].prompts[0]
+# ---- real problems
 
 
 def test_traces_of_real_problems(tmp_path):
@@ -228,13 +199,13 @@ def test_traces_of_real_problems(tmp_path):
 # ---- command line
 
 
-def command(*arguments, cwd=None):
+def command(*arguments, cwd=None, environment=None):
     done = subprocess.run(
         [sys.executable, "-m", "data_gen", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd or ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {}),
     )
     return done.returncode, done.stdout, done.stderr
 

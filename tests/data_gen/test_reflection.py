@@ -12,6 +12,7 @@ from data_gen.reflection import SUCCESS, conversation, reflect
 from data_gen.sandbox import Limits, Program, Sandbox, Verdict
 from data_gen.teachers import Attempt
 from data_gen.teachers.bugs import BugTeacher
+from data_gen.teachers.code_blocks import fenced
 from data_gen.templates import TemplateError, load_templates
 from rcjax.blocks import BlockType
 
@@ -49,7 +50,9 @@ def test_every_attempt_but_the_last_failed_and_the_last_is_the_reference(traces,
 
 def test_blocks_hold_the_program_that_was_run_and_its_real_feedback(traces, sandbox):
     for problem, trace, _ in traces[:15]:
-        example = conversation("x", problem, problem.prompts[0], trace, TEMPLATES, random.Random(0))
+        example = conversation(
+            "x", problem, problem.prompts[0], trace, fenced(problem.solution), TEMPLATES, random.Random(0)
+        )
         assert [message.role for message in example.messages] == ["user", "assistant", "user", "assistant"]
         blocks = example.messages[1].blocks
         kinds = [BlockType.TEXT, BlockType.CODE, BlockType.EXECUTION]
@@ -83,11 +86,13 @@ def test_reflections_speak_of_what_was_seen(traces):
 def test_endless_attempt_becomes_ordinary_feedback(sandbox):
     class Endless:
         name = "endless"
+        needs_reference = False
+        tries = 1
 
         def attempt(self, problem, rng, rounds):
             return Attempt("try", "def f(n):\n    while True:\n        pass\n")
 
-        def reflect(self, problem, attempt, outcome, rng):
+        def reflect_and_correct(self, problem, attempt, outcome, rng):
             return Attempt("it did not end", problem.solution)
 
     problem = Problem("p", "p", "p", ("p",), "def f(n):\n    return n\n", "f", ("assert f(1) == 1",))

@@ -59,8 +59,8 @@ def serve(repositories: dict[str, dict[str, Path]]) -> Iterator[Hub]:
             path = unquote(urlparse(self.path).path).strip("/")
             hub.asked.append(path if body else f"HEAD {path}")
             parts = path.split("/")
-            api = parts[:2] == ["api", "models"]
-            parts = parts[2:] if api else parts
+            api = parts[:2] in (["api", "models"], ["api", "datasets"])
+            parts = parts[2:] if api else parts[parts[0] == "datasets" :]
             name, action, rest = "/".join(parts[:2]), parts[2] if len(parts) > 2 else "", parts[3:]
             revisions = hub.repositories.get(name)
             if revisions is None:
