@@ -30,9 +30,14 @@ from rcjax.train.loop import run_step
 # In this order: the first that stands in an operation's name has it. Loops of attention lie inside of `attention`.
 SCOPES = ("gather_labels", "vocabulary_loss", "attention", "mlp", "embed", "optimizer", "accumulate")
 COLOURS = dict(
-    zip((*SCOPES, "other"), ("#b07aa1", "#e15759", "#4e79a7", "#59a14f", "#edc948", "#f28e2b", "#9c755f", "#bab0ac"))  # noqa: B905
+    zip(
+        (*SCOPES, "exchange", "other"),
+        ("#b07aa1", "#e15759", "#4e79a7", "#59a14f", "#edc948", "#f28e2b", "#9c755f", "#76b7b2", "#bab0ac"),
+        strict=True,
+    )
 )
 PRODUCT = re.compile(r"dot|ynn_fusion|cublas|convolution")
+EXCHANGE = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective)")  # waiting for the other included
 CONTAINER = re.compile(r"(while|call|conditional)[.\d]*$")  # their time is that of what they hold
 
 
@@ -67,6 +72,7 @@ def operations(directory: Path, scopes: dict[str, dict[str, str]]) -> Iterator[O
                 if name is None or CONTAINER.match(name):
                     continue
                 scope = scopes.get(stats.get("hlo_module"), {}).get(name, "other")
+                scope = "exchange" if EXCHANGE.match(name) else scope
                 product = bool(PRODUCT.match(name))
                 yield Operation(scope, product, line.name, event.start_ns, event.start_ns + event.duration_ns)
 
@@ -87,7 +93,7 @@ def timeline(events: list[Operation], share: float) -> str:
         "products. Light: the rest.</text>"
     ]
     for number, scope in enumerate(COLOURS):
-        x = 8 + 118 * number
+        x = 8 + 105 * number
         parts.append(f'<rect x="{x}" y="28" width="12" height="12" fill="{COLOURS[scope]}"/>')
         parts.append(f'<text x="{x + 16}" y="38">{scope}</text>')
     for event in events:

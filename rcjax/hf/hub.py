@@ -91,7 +91,10 @@ def _fetch(source: str, name: str, revision: str | None, files: Sequence[str]) -
     )
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+        # Said explicitly: some versions ask the network for a list of files first and fail where there is none.
+        offline = constants.is_offline_mode()
+        patterns = list(files)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except HFValidationError:
         raise HubError(f"{source} is neither a directory nor a Hub id; check its spelling") from None
     except GatedRepoError:
