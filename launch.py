@@ -8,7 +8,10 @@ Modes (--mode=NAME):
              build data, train a tokenizer, train, evaluate, export, report. The default.
   train      the data, tokenizer and train stages alone.
   evaluate   greedy one-off generation of a workdir's newest checkpoint on the held-out problems, run against
-             their tests; prints pass@1 and writes WORKDIR/evaluation.
+             their tests; prints pass@1 and writes WORKDIR/evaluation. With --benchmarks=humaneval+,mbpp+ the same of
+             any model, --model=DIR_OR_HUB_ID_OR_WORKDIR, on benchmarks: scores with intervals, the failures and a
+             report.html beside published rows in --output=DIR. --data=humaneval+=FILE,mbpp+=FILE names their files;
+             --rounds=N adds N - 1 rounds with real feedback; --compare=DIR tests the difference to another --output.
   export     a workdir's checkpoint as a Hugging Face directory: --output=DIR (default WORKDIR/export), --step=N
              (default the newest), --weights=ema, --dtype=bfloat16, --max_shard_size=5GB. It is read again and compared
              before it gets its name.
@@ -41,6 +44,7 @@ from ml_collections import config_flags
 
 from rcjax.host_memory import ask_for_huge_pages
 
+_BASE_CONFIG = str(Path(__file__).resolve().parent / "configs" / "base.py")
 MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "inspect")
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -48,7 +52,11 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 MODE = flags.DEFINE_enum("mode", "pipeline", MODES, "What to do; see above.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: data, tokenizer, checkpoints, metrics, report.")
-OUTPUT = flags.DEFINE_string("output", None, "Directory that --mode=export writes; it must not exist yet.")
+OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Directory that --mode=export writes, which must not exist yet, or that holds the scores of --mode=evaluate.",
+)
 STEP = flags.DEFINE_integer(
     "step", None, "Optimizer steps of the checkpoint that --mode=export takes; default: the newest."
 )
@@ -61,12 +69,41 @@ MAX_SHARD_SIZE = flags.DEFINE_string(
 WEIGHTS = flags.DEFINE_enum(
     "weights", "student", ("student", "ema"), "What --mode=export takes: the parameters or their moving average."
 )
-MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or Hub id for --mode=generate and --mode=inspect.")
+MODEL = flags.DEFINE_string(
+    "model", None, "Hugging Face directory or Hub id for --mode=generate, inspect and evaluate (there a workdir, too)."
+)
 PROMPT = flags.DEFINE_string("prompt", None, "A task in words, for --mode=generate.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "File with one task a line, for --mode=generate.")
-MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest generation of --mode=generate.", lower_bound=1)
-
-
+MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens",
+    None,
+    "Longest generation; default: 256 in --mode=generate, 1024 on benchmarks in --mode=evaluate.",
+    lower_bound=1,
+)
+BENCHMARKS = flags.DEFINE_list(
+    "benchmarks", [], "Benchmarks of --mode=evaluate, e.g. humaneval+,mbpp+; none: the workdir's held-out problems."
+)
+DATA = flags.DEFINE_list(
+    "data", [], "Benchmark files: FILE, or BENCHMARK=FILE for each of several; default: config.evaluation.data."
+)
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Programs a task on benchmarks, for pass@k.", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of the draws on benchmarks; 0 is greedy.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest set of tokens with this probability is drawn from; 1 is off.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "So many most likely tokens are drawn from; 0 is off.")
+ROUNDS = flags.DEFINE_integer(
+    "rounds",
+    1,
+    "Attempts at each task of benchmarks; from the second on with real feedback.",
+    lower_bound=1,
+)
+COMPARE = flags.DEFINE_string("compare", None, "The --output of another evaluation to compare with, task by task.")
+PROMPT_FORMAT = flags.DEFINE_enum(
+    "prompt_format", None, ("blocks", "chat", "completion"), "How a model is asked; default: by its tokenizer."
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Programs written together; default: config.evaluation.batch_size.", lower_bound=1
+)
+_ON_BENCHMARKS = (BENCHMARKS, DATA, NUM_SAMPLES, TEMPERATURE, TOP_P, TOP_K, ROUNDS, COMPARE, PROMPT_FORMAT, BATCH_SIZE)
 ROWS = flags.DEFINE_list("rows", ["paper"], "Groups of rows and rows that --mode=ablate runs; see the config file.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each row of --mode=ablate.", lower_bound=1)
 
@@ -87,6 +124,8 @@ def main(argv: list[str]) -> None:
             generate()
         elif MODE.value == "inspect":
             inspect()
+        elif MODE.value == "evaluate" and (MODEL.value or BENCHMARKS.value or COMPARE.value):
+            evaluate_on_benchmarks()
         else:
             run()
     except (ValueError, OSError) as error:
@@ -108,6 +147,7 @@ def run() -> None:
         (OUTPUT, "export"),
         (ROWS, "ablate"),
         (SEEDS, "ablate"),
+        *((flag, "evaluate --benchmarks=NAMES") for flag in _ON_BENCHMARKS),
     ):
         if flags.FLAGS[flag.name].present and MODE.value != needed:
             raise UsageError(f"--{flag.name} belongs to --mode={needed}, not to --mode={MODE.value}")
@@ -151,6 +191,49 @@ def run() -> None:
         pipeline.export(params, step, OUTPUT.value, dtype=DTYPE.value, max_shard_size=MAX_SHARD_SIZE.value)
 
 
+def evaluate_on_benchmarks() -> None:
+    """Scores of any model on benchmarks, and the comparison of two evaluations."""
+    from rcjax.evaluation import command
+
+    directory = WORKDIR.value
+    if MODEL.value and os.path.isdir(os.path.join(MODEL.value, "checkpoints")):
+        directory = MODEL.value
+    source = None if directory and directory == (MODEL.value or directory) else MODEL.value
+    output = OUTPUT.value or (os.path.join(directory, "benchmarks") if directory else None)
+    if output is None:
+        raise UsageError("--mode=evaluate --model=DIR needs --output=DIR for the scores")
+    if not BENCHMARKS.value:
+        if COMPARE.value is None:
+            raise UsageError("--mode=evaluate --model=DIR needs --benchmarks=NAMES, e.g. --benchmarks=humaneval+,mbpp+")
+        command.compare(output, COMPARE.value)
+        return
+    if source is None and directory is None:
+        raise UsageError("--mode=evaluate needs --model=DIR_OR_HUB_ID_OR_WORKDIR or --workdir=W")
+    config = CONFIG.value or (stored_config(directory) if source is None else _load_config(_BASE_CONFIG))
+    settings = dict(
+        max_new_tokens=MAX_NEW_TOKENS.value or command.MAX_NEW_TOKENS,
+        num_samples=NUM_SAMPLES.value,
+        temperature=TEMPERATURE.value,
+        top_p=TOP_P.value,
+        top_k=TOP_K.value,
+        seed=config.seed,
+        rounds=ROUNDS.value,
+        prompt_format=PROMPT_FORMAT.value,
+        dtype=config.train.compute_dtype,
+        batch_size=BATCH_SIZE.value or config.evaluation.batch_size,
+    )
+    command.evaluate(
+        config,
+        benchmarks=BENCHMARKS.value,
+        data=DATA.value,
+        settings=settings,
+        output=output,
+        source=source,
+        workdir=directory if source is None else None,
+        compare=COMPARE.value,
+    )
+
+
 def stored_config(workdir: str):
     """The config that a workdir was made with."""
     from ml_collections import ConfigDict
@@ -191,11 +274,14 @@ def generate() -> None:
     from rcjax.hf.hub import model_directory
 
     directory = model_directory(directory)
-    print("\n\n".join(generate_programs(directory, prompts, MAX_NEW_TOKENS.value)))
+    print("\n\n".join(generate_programs(directory, prompts, MAX_NEW_TOKENS.value or 256)))
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an unknown config field answered by the near ones."""
+    names = [argument.partition("=")[0] for argument in argv]
+    if "--mode=evaluate" in argv and "--config" not in names and any(name.startswith("--config.") for name in names):
+        argv = [argv[0], f"--config={_BASE_CONFIG}", *argv[1:]]  # a model of somebody else's has no config
     for argument in argv:
         path = argument.removeprefix("--config=").partition(":")[0]
         if path != argument.partition(":")[0] and not os.path.isfile(path):
