@@ -147,6 +147,7 @@ def _row(benchmark: Benchmark, sample: Generated, score: BenchmarkScore) -> dict
         "task_id": sample.task_id,
         "solution": sample.solution,
         "benchmark": benchmark.name,
+        "language": benchmark.tasks[sample.task_id].language,
         "number": sample.number,
         "prompt": sample.prompt,
         "answer": sample.answer,
