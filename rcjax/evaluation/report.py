@@ -43,7 +43,8 @@ def write_report(
         ``seconds`` {stage: s}, ``versions`` {package: version}; every further key is listed as it is.
     """
     path = Path(path)
-    metrics = [row for row in metrics if isinstance(row.get("step"), int)]
+    # By step: results of evaluations beside the training come late.
+    metrics = sorted((row for row in metrics if isinstance(row.get("step"), int)), key=lambda row: row["step"])
     page = template("report.html.jinja").render(
         name=str(summary.get("name") or path.resolve().parent.name),
         created=str(summary.get("created") or datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
@@ -251,8 +252,12 @@ def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             [Panel("tokens per second", speed, **half), Panel("examples per second", examples, **half)],
         ),
     ]
+    if _known(metrics, "heldout_pass@1"):
+        heldout = [_series(metrics, "heldout_pass@1", "pass@1", 1)]
+        caption = "One-off programs for the held-out problems, by the parameters of each step, run beside the training."
+        charts.append(_chart("Held-out problems", caption, [Panel("pass@1", heldout, top=1.0, height=200)]))
     shown = {"step", "loss", "ce", "kl", "mask_rate", "visible_tokens_per_example", "teacher_tokens_per_example"}
-    shown |= {"learning_rate", "grad_norm", "tokens_per_second", "examples_per_second"}
+    shown |= {"heldout_pass@1", "learning_rate", "grad_norm", "tokens_per_second", "examples_per_second"}
     others = list(dict.fromkeys(key for row in metrics for key in row if key not in shown))
     for left in range(0, len(others), 2):
         pair = others[left : left + 2]
