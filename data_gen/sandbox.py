@@ -1,11 +1,14 @@
 """Runs code that nobody has read, many times a second: a pool of forking interpreters with limits.
 
-Each worker is one zygote (``sandbox_worker.py``) that forks a child per program, so no interpreter starts per attempt
-and no state passes from one attempt to the next. ``Sandbox.isolation`` says in words what holds on this machine.
+Each worker (``sandbox_worker.py``) has a zygote that forks a child per program, so no interpreter starts per attempt
+and no state passes from one attempt to the next; tests are judged outside of the child. Programs of other languages run
+in the same children: see ``languages.py``. ``Sandbox.isolation`` says in words what holds on this machine, and
+docs/sandbox.md what that means.
 """
 
 from __future__ import annotations
 
+import base64
 import collections
 import contextlib
 import dataclasses
@@ -20,13 +23,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 _WORKER = Path(__file__).with_name("sandbox_worker.py")
 _GRACE = 10.0  # seconds past the wall limit after which a worker counts as lost
 _START = 30.0
+WORK_BYTES = 256 << 20  # of all files of one program together, where its directory is a file system of its own
+MEANS = ("bwrap", "namespaces", "limits")  # ways to isolate, the first that works is taken
 
 
 class SandboxError(RuntimeError):
@@ -35,16 +40,49 @@ class SandboxError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Code and what is run behind it, each test on lines of its own."""
+    """Python code and what is run behind it, each test on lines of its own.
+
+    Attributes:
+      code: the program. It can not see ``tests``.
+      tests: statements; assertions among them are judged outside of the program's process (see ``isolated/judge.py``).
+      stdin: its standard input; None: empty. A program with a standard input and no tests may end by ``sys.exit(0)``.
+    """
 
     code: str
     tests: tuple[str, ...] = ()
+    stdin: str | None = None
 
     @property
     def source(self) -> str:
         """The file ``attempt.py``: line numbers in tracebacks count in it."""
+        return "".join(self.parts)
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Code and tests as they stand in the file."""
         code = self.code if self.code.endswith("\n") or not self.code else self.code + "\n"
-        return code + "".join(f"{test}\n" for test in self.tests)
+        return code, "".join(f"{test}\n" for test in self.tests)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One command of a program in another language: to compile it, or to run it.
+
+    Attributes:
+      argv: absolute path of the program and its arguments; it runs in the private directory.
+      limits: of this stage alone.
+      error: ``Outcome.error`` where it ends with another status than 0.
+      environment: variables besides PATH, HOME, TMPDIR and LC_ALL.
+      stdin: its standard input.
+      committed: ``memory_mb`` limits memory that is written to, not address space.
+    """
+
+    argv: tuple[str, ...]
+    limits: Limits
+    error: str
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    stdin: str = ""
+    committed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +92,12 @@ class Limits:
     Attributes:
       cpu_seconds: CPU time; fractions count.
       wall_seconds: time by the clock, for programs that wait.
-      memory_mb: address space, MiB, the interpreter's own (about 20) included.
+      memory_mb: address space, MiB, the interpreter's own (about 20) included; of all processes together the memory
+        in use.
       output_bytes: what is kept of stdout and stderr together.
       file_bytes: size of any file written.
       open_files: descriptors.
-      processes: processes and threads of the user; 1 allows no new one (does not bind for root).
+      processes: processes and threads; 1 allows no new one.
     """
 
     cpu_seconds: float = 2.0
@@ -94,24 +133,31 @@ class Outcome:
       feedback: its output and the traceback, without paths and addresses of this machine; "" if it was silent.
       error: class name of the exception, name of the signal, or "".
       seconds: wall time.
+      stdout: what it wrote to its standard output, as it was.
+      cut: whether output was left out because there was too much.
+      stage: number of the last stage that ran, of a program with stages.
     """
 
     verdict: Verdict
     feedback: str
     error: str
     seconds: float
+    stdout: str = ""
+    cut: bool = False
+    stage: int = 0
 
 
 class _Worker:
     """Parent's side of one zygote."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Mapping[str, object]) -> None:
         self._base = tempfile.mkdtemp(prefix="attempts-")
         os.chmod(self._base, 0o711)  # a child of another user must pass through to its own directory
         request_read, self._requests = os.pipe()
         self._replies, reply_write = os.pipe()
+        arguments = (str(request_read), str(reply_write), self._base, json.dumps(options))
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-s", "-P", "-B", str(_WORKER), str(request_read), str(reply_write), self._base],
+            [sys.executable, "-S", "-s", "-P", "-B", str(_WORKER), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -130,19 +176,27 @@ class _Worker:
             raise SandboxError(f"the sandbox's interpreter did not start: {said[-1] if said else 'no answer'}")
         self.reached = hello
 
-    def run(self, program: Program, limits: Limits) -> Outcome | None:
-        """The outcome, None if the worker was lost."""
-        body = json.dumps({"source": program.source, "limits": dataclasses.asdict(limits)}).encode()
+    def run(self, request: Mapping[str, object], seconds: float) -> Outcome | None:
+        """The outcome, None if the worker was lost. ``seconds``: wall time that the request may take."""
+        body = json.dumps(request).encode()
         try:
             data = memoryview(struct.pack("<I", len(body)) + body)
             while data:
                 data = data[os.write(self._requests, data) :]
         except BrokenPipeError:
             return None
-        reply = self._receive(limits.wall_seconds + _GRACE)
+        reply = self._receive(seconds + _GRACE)
         if reply is None or reply["status"] == "lost":
             return None
-        return Outcome(Verdict(reply["status"]), reply["feedback"], reply["error"], reply["seconds"])
+        return Outcome(
+            Verdict(reply["status"]),
+            reply["feedback"],
+            reply["error"],
+            reply["seconds"],
+            reply["stdout"],
+            reply["cut"],
+            reply.get("stage", 0),
+        )
 
     def _receive(self, seconds: float) -> dict | None:
         def exactly(count: int) -> bytes | None:
@@ -179,40 +233,69 @@ class _Worker:
 class Sandbox:
     """A pool of workers; use as a context manager. ``run`` and ``map`` may be called from several threads."""
 
-    def __init__(self, workers: int | None = None, limits: Limits | None = None):
-        """``workers``: number of zygotes, the number of usable CPUs if None.
+    def __init__(
+        self,
+        workers: int | None = None,
+        limits: Limits | None = None,
+        *,
+        require_isolation: bool = False,
+        readable: Sequence[str | os.PathLike] = (),
+        means: Sequence[str] = MEANS,
+    ):
+        """Starts the workers.
+
+        Args:
+          workers: number of zygotes, the number of usable CPUs if None.
+          limits: of Python programs.
+          require_isolation: refuse to work where something of the isolation is lacking.
+          readable: further paths that programs may read, beside the system's own.
+          means: ways to isolate that may be used, in order.
 
         Raises:
-          SandboxError: the interpreter of a worker does not start.
+          SandboxError: the interpreter of a worker does not start, or isolation is required and lacking.
         """
         self.limits = limits or Limits()
         self.workers = workers or len(os.sched_getaffinity(0))
+        self._options = {"means": list(means), "readable": [os.fspath(path) for path in readable]}
+        self._options["work_bytes"] = WORK_BYTES
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._all: list[_Worker] = []
         self._lock = threading.Lock()
         try:
             for _ in range(self.workers):
                 self._free.put(self._start())
+            if require_isolation and self.lacks:
+                raise SandboxError(
+                    f"isolation is required and this machine lacks {', '.join(self.lacks)}; install bubblewrap, allow "
+                    "user namespaces, or leave --require_isolation away"
+                )
         except BaseException:
             self.close()
             raise
 
     def _start(self) -> _Worker:
-        worker = _Worker()
+        worker = _Worker(self._options)
         with self._lock:
             self._all.append(worker)
         return worker
+
+    @property
+    def lacks(self) -> list[str]:
+        """What isolation lacks here; empty where everything holds."""
+        return list(self._all[0].reached["lacks"])
 
     @property
     def isolation(self) -> str:
         """What holds here, in words."""
         reached = self._all[0].reached
         has = ["limits on CPU, memory, files, processes and output", "an own session and directory"]
+        has += ["a read-only private root"] if reached["root"] else []
         has += ["no network"] if reached["network"] else []
         has += ["an own pid namespace"] if reached["pid"] else []
-        has += ["user nobody"] if reached["user"] == "nobody" else []
-        lacks = f"; lacks {', '.join(reached['lacks'])}" if reached["lacks"] else ""
-        return ", ".join(has) + lacks
+        has += ["a user without rights" if reached["uid"] is not None else "the own user without capabilities"]
+        names = {"bwrap": "bubblewrap", "namespaces": "plain namespaces", "limits": "no namespaces"}
+        lacks = f"; lacks {', '.join(self.lacks)}" if self.lacks else ""
+        return f"{', '.join(has)} (by {names[reached['means']]}){lacks}"
 
     def run(self, program: Program) -> Outcome:
         """Runs one program; waits for a free worker.
@@ -220,10 +303,37 @@ class Sandbox:
         Raises:
           SandboxError: a lost worker could not be replaced.
         """
+        code, tests = program.parts
+        request = {"code": code, "tests": tests, "limits": dataclasses.asdict(self.limits)}
+        if program.stdin is not None:
+            request |= {"stdin": program.stdin, "split": True, "script": not program.tests}
+        return self._request(request, self.limits.wall_seconds)
+
+    def run_stages(self, files: Mapping[str, str | bytes], stages: Sequence[Stage]) -> Outcome:
+        """Runs commands in one private directory, one after the other until one fails.
+
+        Args:
+          files: name or relative path -> content, written before the first command.
+          stages: the commands.
+
+        Returns:
+          The outcome of the last one that ran, with ``stage`` its number.
+
+        Raises:
+          SandboxError: a lost worker could not be replaced.
+        """
+        data = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
+        request = {
+            "files": {name: base64.b64encode(content).decode() for name, content in data.items()},
+            "stages": [dataclasses.asdict(stage) for stage in stages],
+        }
+        return self._request(request, sum(stage.limits.wall_seconds for stage in stages))
+
+    def _request(self, request: Mapping[str, object], seconds: float) -> Outcome:
         worker = self._free.get()
         try:
             for _ in range(2):  # a worker may be lost through no fault of the program, but hardly twice
-                outcome = worker.run(program, self.limits)
+                outcome = worker.run(request, seconds)
                 if outcome is not None:
                     return outcome
                 with self._lock:

@@ -36,11 +36,13 @@ class SampleVerdict:
       base: "pass", "fail", "timeout" or "error"; "skipped" where this machine can not run it.
       plus: the same for the further tests alone, None for a benchmark that has none.
       failure: what the program's author may be told; "" where all passed.
+      note: a remark on how the verdict came about, "" for most.
     """
 
     base: str
     plus: str | None = None
     failure: str = ""
+    note: str = ""
 
     @property
     def passed(self) -> bool:
@@ -88,6 +90,13 @@ class BenchmarkScore:
     empty: tuple[str, ...] = ()
 
     @property
+    def notes(self) -> dict[str, str]:
+        """Task id to the remark on one of its verdicts."""
+        return {
+            task_id: verdict.note for task_id, verdicts in self.verdicts.items() for verdict in verdicts if verdict.note
+        }
+
+    @property
     def num_samples(self) -> int:
         """Samples of the task that has fewest."""
         return min(map(len, self.verdicts.values()), default=0)
@@ -128,6 +137,7 @@ class BenchmarkScore:
             "unknown": list(self.unknown),
             "empty": list(self.empty),
             "skipped": dict(self.skipped),
+            "notes": self.notes,
             "seconds": round(self.seconds, 3),
             "tasks": {
                 task_id: [
@@ -174,6 +184,9 @@ def score_samples(
     kinds = collections.defaultdict(list)
     for index, sample in enumerate(samples):
         kinds[benchmark.tasks[sample.task_id].kind].append(index)
+    for kind in kinds:
+        if kind in PREPARE:
+            PREPARE[kind](benchmark, workers, progress)
     verdicts: dict[int, SampleVerdict] = {}
     with progress("running tests", total=len(samples), unit="samples") as bar:
         for kind, indices in kinds.items():
@@ -236,4 +249,13 @@ def score_evalplus(
     score(benchmark, samples, done, workers)
 
 
+def prepare_evalplus(benchmark: Benchmark, workers: int | None, progress: Callable[..., Any]) -> None:
+    """Computes the expected outputs unless they are in the cache."""
+    from rcjax.evaluation.expected import expected_outputs
+
+    expected_outputs(benchmark, workers, progress)
+
+
+# What a kind needs once, before its samples are run, and shows progress of its own for.
+PREPARE: dict[str, Callable[[Benchmark, int | None, Callable[..., Any]], None]] = {"evalplus": prepare_evalplus}
 SCORERS: dict[str, Scorer] = {"evalplus": score_evalplus, "asserts": score_asserts}

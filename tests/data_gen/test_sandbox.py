@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from data_gen.sandbox import Limits, Program, Sandbox, Verdict
+from data_gen.sandbox import Limits, Program, Sandbox, SandboxError, Verdict
 
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=2.0, memory_mb=256, output_bytes=2000)
 ECHO = Program("def solve(x):\n    return x\n", ("assert solve(1) == 1",))
@@ -204,13 +204,8 @@ def test_works_as_an_ordinary_user(tmp_path):
     assert done.stdout.split() == ["passed", "timeout"], done.stderr
 
 
-def test_works_where_namespaces_are_not_to_be_had(monkeypatch, tmp_path):
-    # The worker's own file with unshare made to fail, as containers without the right do.
-    source = (pathlib.Path(__file__).parents[2] / "data_gen" / "sandbox_worker.py").read_text()
-    worker = tmp_path / "sandbox_worker.py"
-    worker.write_text(source.replace("LIBC.unshare(flags) == 0", "False"))
-    monkeypatch.setattr("data_gen.sandbox._WORKER", worker)
-    with Sandbox(1, LIMITS) as pool:
+def test_works_where_namespaces_are_not_to_be_had():
+    with Sandbox(1, LIMITS, means=["limits"]) as pool:
         assert "lacks" in pool.isolation
         assert "network namespace" in pool.isolation
         assert pool.run(ECHO).verdict == Verdict.PASSED
@@ -218,6 +213,14 @@ def test_works_where_namespaces_are_not_to_be_had(monkeypatch, tmp_path):
         killer = pool.run(Program("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nassert 0\n"))
         assert killer.verdict in (Verdict.FAILED, Verdict.CRASHED)
         assert pool.run(ECHO).verdict == Verdict.PASSED
+
+
+def test_isolation_that_is_required_and_lacking_is_refused_in_one_sentence():
+    with pytest.raises(
+        SandboxError, match=r"isolation is required and this machine lacks .*network namespace"
+    ) as raised:
+        Sandbox(1, LIMITS, require_isolation=True, means=["limits"])
+    assert "\n" not in str(raised.value)
 
 
 def test_limits_must_be_positive():

@@ -1,0 +1,243 @@
+"""The child that calls one function on many inputs and sends what comes out, as evalplus 0.3.1 would run it.
+
+It holds inputs and never an expected output. The one exception: an output of a class that is not known (see
+``outputs``) can be compared nowhere else, so its expected output is handed in after the call; its class could answer
+anything, there as in evalplus, and the parent is told that it was asked.
+"""
+
+from __future__ import annotations
+
+import builtins
+import faulthandler
+import io
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from _signal import ITIMER_REAL, SIGALRM, setitimer
+from _signal import signal as handle_signal  # without the enumerations that cost 10 us a call
+from base64 import b64decode
+from json import dumps
+from struct import pack
+
+from data_gen.isolated import evalplus_rules, feedback, messages, namespaces, outputs
+from data_gen.isolated.feedback import FILE
+
+CONTROL, DATA = 3, 4  # descriptors in the child
+# Kinds of frames: one byte, a length of four, the content.
+OUTPUT, FOREIGN, COMPARED, RAISED, TRACEBACK, LOADED, LARGE = range(7)
+NO_LIMIT = 1e9
+
+# Depth of the stack at which evalplus calls: a program may recurse 1,000 frames less these.
+DEPTH = 0
+
+INPUTS: dict = {}  # task id to {"base": inputs, "plus": inputs}; set by the worker before it forks
+
+
+def prepare(inputs: dict) -> None:
+    """What children shall find in memory."""
+    import numpy  # noqa: F401
+    import numpy.fft
+    import numpy.linalg
+    import numpy.random  # noqa: F401
+
+    INPUTS.update(inputs)
+    outputs.prepare()
+
+
+def start(descriptors, directory: str, user: int | None) -> None:
+    """Gives up every right, then serves one request. Never returns."""
+    os.setsid()
+    os.chdir(directory)
+    os.umask(0o077)
+    null = os.open("/dev/null", os.O_RDWR)
+    moved = [os.dup(fd) for fd in [_above(fd) for fd in (*descriptors, null)]]
+    for fd, place in zip(moved, (CONTROL, DATA, 0), strict=True):
+        os.dup2(fd, place)
+    os.dup2(0, 1)
+    os.dup2(0, 2)
+    os.closerange(5, 1024)
+    namespaces.drop_privileges(user)
+    namespaces.die_with_parent()
+    request = messages.read_message(CONTROL)
+    namespaces.limit(request["limits"])
+    memory = request["limits"]["memory_mb"] << 20
+    for kind in (resource.RLIMIT_DATA, resource.RLIMIT_STACK):
+        resource.setrlimit(kind, (memory, memory))
+    random.seed(0)
+    os.environ.clear()
+    os.environ.update(HOME=directory, PATH="/usr/bin:/bin", TMPDIR=directory)
+    sys.argv[:] = [FILE]
+    for name in [name for name in sys.modules if name == "__main__" or name.startswith("data_gen")]:
+        del sys.modules[name]
+    sys.modules["__main__"] = type(sys)("__main__")
+    run = Calls(request)
+    disable()
+    _deeper(DEPTH, run.run)
+    os._exit(0)
+
+
+def _above(fd: int) -> int:
+    while fd <= DATA:
+        fd = os.dup(fd)
+    return fd
+
+
+def _deeper(frames: int, function) -> None:
+    if frames:
+        _deeper(frames - 1, function)
+    else:
+        function()
+
+
+def disable() -> None:
+    """What evalplus's ``reliability_guard`` takes away: code that uses it fails there, so it must fail here."""
+    faulthandler.disable()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in (
+        "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames truncate replace "
+        "unlink fchmod fchown chmod chown chroot fchdir lchflags lchmod lchown getcwd chdir"
+    ).split():
+        setattr(os, name, None)
+    for name in ("exit", "quit", "open", "help"):
+        setattr(builtins, name, None)
+    for name in ("rmtree", "move", "chown"):
+        setattr(shutil, name, None)
+    subprocess.Popen = None
+    for name in ("ipdb", "joblib", "resource", "psutil", "tkinter"):
+        sys.modules[name] = None
+
+
+class _Swallow(io.StringIO):
+    """Takes what is printed, and can not be read."""
+
+    def read(self, *_, **__):
+        raise OSError
+
+    readline = readlines = read
+
+    def readable(self, *_, **__):
+        return False
+
+
+class _TimeUp(Exception):
+    """Raised in the program when an input's time is up."""
+
+    __qualname__ = __name__ = "TimeoutException"
+
+
+def _on_alarm(signum, frame):
+    raise _TimeUp("Timed out!")
+
+
+class Calls:
+    """One run. Keeps what it needs by names of its own, so that a program that spoils modules spoils its own answers."""
+
+    def __init__(self, request: dict):
+        self.request = request
+        self.inputs = INPUTS[request["task"]][request["suite"]]
+        self.rule, self.record = request["rule"], request["record"]
+        self.write, self.encode, self.pack, self.foreign = os.write, outputs.encode, pack, outputs.Foreign
+        self.clock, self.largest = time.perf_counter, outputs.LARGEST
+        self.getcwd = os.getcwd  # feedback needs it, and `disable` takes it away
+        self.describe, self.judge, self.decode = feedback.record, evalplus_rules.judge, outputs.decode
+        self.timer, self.handle, self.real, self.alarm = setitimer, handle_signal, ITIMER_REAL, SIGALRM
+
+    def send(self, kind: int, content: bytes = b"") -> None:
+        frame = self.pack("<BI", kind, len(content)) + content
+        sent = self.write(DATA, frame)
+        while sent < len(frame):  # longer than the pipe
+            sent += self.write(DATA, memoryview(frame)[sent:])
+
+    def run(self) -> None:
+        """Runs the program, then calls its function on one input after the other."""
+        source = self.request["source"]
+        namespace: dict = {}
+        kept = sys.stdin, sys.stdout, sys.stderr
+        try:
+            sys.stdin = sys.stdout = sys.stderr = _Swallow()
+            try:
+                exec(compile(source, FILE, "exec", dont_inherit=True), namespace)
+                function = namespace[self.request["entry_point"]]
+            finally:
+                sys.stdin, sys.stdout, sys.stderr = kept
+        except BaseException as error:
+            self.failed(error)
+            return
+        self.send(LOADED)
+        timer, handle, real, alarm = self.timer, self.handle, self.real, self.alarm
+        clock, record, send_output = self.clock, self.record, self.send_output
+        usual, longer = self.request["seconds"], {int(index): limit for index, limit in self.request["longer"].items()}
+        for index, arguments in enumerate(self.inputs):
+            try:
+                timer(real, longer.get(index, usual))
+                handle(alarm, _on_alarm)
+                try:
+                    sys.stdin = sys.stdout = sys.stderr = _Swallow()
+                    started = clock()
+                    try:
+                        out = function(*arguments)
+                    finally:
+                        if record:
+                            taken = clock() - started
+                        sys.stdin, sys.stdout, sys.stderr = kept
+                finally:
+                    timer(real, 0)
+                if record:
+                    self.send_recorded(out, taken)
+                else:
+                    send_output(out, arguments)
+            except BaseException as error:
+                self.failed(error)
+                return
+
+    def send_recorded(self, out, seconds: float) -> None:
+        if self.rule == "not_none":
+            out = out is not None
+        self.send(OUTPUT, self.pack("<d", seconds) + self.encode(out))
+
+    def send_output(self, out, arguments) -> None:
+        rule = self.rule
+        if rule == "not_none" and not isinstance(out, bool):
+            out = out is not None
+        # evalplus evaluates the polynomial that the program left behind, which is another where it changed its list.
+        sent = (list(arguments), out) if rule == "root" else out
+        try:
+            content = self.encode(sent)
+        except self.foreign:
+            if rule == "set" and not isinstance(out, (list, tuple, set, frozenset, dict)):
+                out = list(out)  # a generator, say: only its elements are compared
+                try:
+                    content = self.encode(out)
+                except self.foreign:
+                    return self.compare(out, arguments)
+            else:
+                return self.compare(out, arguments)
+        except (RecursionError, ValueError, AttributeError):  # holds itself, or is deeper than bytes can tell
+            return self.compare(out, arguments)
+        if len(content) > self.largest:
+            self.send(LARGE)
+        else:
+            self.send(OUTPUT, content)
+
+    def compare(self, out, arguments) -> None:
+        """Compares here, with the expected output that the parent sends."""
+        self.send(FOREIGN)
+        content = messages.read_message(CONTROL)
+        expected = self.decode(b64decode(content["expected"]))
+        right, atol = self.judge(self.rule, arguments, out, expected, content["atol"])
+        text = "" if right else f"an object of class {type(out).__name__}"
+        self.send(COMPARED, dumps([right, atol, text]).encode())
+
+    def failed(self, error: BaseException) -> None:
+        """Tells of an exception: first that there was one, then what it says."""
+        self.send(RAISED)
+        try:
+            os.getcwd = self.getcwd
+            text = dumps(self.describe(error))
+        except BaseException:
+            return
+        self.send(TRACEBACK, text.encode())

@@ -1,0 +1,249 @@
+"""Verdicts as evalplus 0.3.1 gives them, in the project's sandbox.
+
+A program is run on the base and on the plus inputs in two processes, and must return what the canonical program returned
+(``expected.py``); ``data_gen/call_sandbox.py`` says who holds what. Time limits, statuses and rules are evalplus's:
+
+    an input may take max(1 s, 4 times the canonical program's time); more is "fail", as any exception is
+    all inputs of a run may take min(60 s, the sum of those limits) and 2 s; more is "timeout", as a crash is
+    the first wrong output ends the run
+
+What is quicker here: inputs are loaded once a worker, not sent with each program; the longest runs start first; equal
+programs are run once; outputs that come as the same bytes need no comparison.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import heapq
+import json
+import os
+import pickle
+import reprlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from data_gen.call_sandbox import (
+    COMPARED,
+    FOREIGN,
+    LARGE,
+    LOADED,
+    OUTPUT,
+    RAISED,
+    TRACEBACK,
+    Call,
+    CallsLost,
+    CallWorker,
+    Judge,
+    OutOfTime,
+)
+from data_gen.isolated import feedback
+from data_gen.isolated.evalplus_rules import FLOATS_ATOL, rule_of
+from rcjax.evaluation.expected import SUITES, Expected, expected_outputs, inputs_of
+from rcjax.evaluation.samples import CodeSample
+from rcjax.evaluation.tasks import Benchmark, Task
+
+MIN_SECONDS = 1.0
+FACTOR = 4.0
+MOST_SECONDS = 60.0  # of a whole run
+MORE_SECONDS = 2.0  # what evalplus grants a run beyond
+MEMORY_MB = 4096
+OWN_EQUALITY = "it returned an object of a class of its own that says itself that it equals the expected output"
+FIND_ZERO = (
+    "evalplus 0.3.1 counts HumanEval/32 as failed whatever is returned; by its oracle, mended after the release, "
+    "this program passed: --evalplus_rules=fixed counts it so"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteVerdict:
+    """How a program fared on base or plus inputs.
+
+    Attributes:
+      status: "pass", "fail" or "timeout".
+      failure: what went wrong on which input, "" on pass.
+      own_equality: an object of the program's own compared itself on the way.
+    """
+
+    status: str
+    failure: str = ""
+    own_equality: bool = False
+
+
+def score(
+    benchmark: Benchmark,
+    samples: Sequence[CodeSample],
+    done: Callable[[int, Any], None],
+    workers: int | None,
+) -> None:
+    """Scorer of kind "evalplus", see ``scoring.Scorer``."""
+    from rcjax.evaluation.scoring import SampleVerdict
+
+    expected = expected_outputs(benchmark, workers)
+    suites = SUITES if benchmark.has_plus else SUITES[:1]
+    programs: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+    for index, sample in enumerate(samples):
+        programs[sample.task_id, sample.solution].append(index)
+    todo = []
+    for number, (task_id, source) in enumerate(programs):
+        for suite in suites:
+            todo.append((-sum(expected.suite(task_id, suite).seconds), number, suite, task_id, source))
+    heapq.heapify(todo)
+    verdicts: dict[tuple[str, str], dict[str, SuiteVerdict]] = collections.defaultdict(dict)
+    lock, failures = threading.Lock(), []
+    tasks = {task_id: benchmark.tasks[task_id] for task_id, _ in programs}
+    inputs = {task_id: inputs_of(task) for task_id, task in tasks.items()}
+
+    def work() -> None:
+        judge, worker = Judge(), CallWorker(inputs)
+        try:
+            while not failures:
+                with lock:
+                    if not todo:
+                        return
+                    _, _, suite, task_id, source = heapq.heappop(todo)
+                verdict = run_suite(worker, judge, tasks[task_id], suite, source, expected)
+                with lock:
+                    found = verdicts[task_id, source]
+                    found[suite] = verdict
+                    if len(found) == len(suites):
+                        whole = _joined(found, SampleVerdict)
+                        for index in programs[task_id, source]:
+                            done(index, whole)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            worker.close()
+            judge.close()
+
+    count = min(workers or len(os.sched_getaffinity(0)), len(todo))
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _joined(found: dict[str, SuiteVerdict], make: Callable[..., Any]) -> Any:
+    base, plus = found["base"], found.get("plus")
+    failure = base.failure or (plus.failure if plus else "")
+    note = OWN_EQUALITY if any(verdict.own_equality for verdict in found.values()) else ""
+    return make(base=base.status, plus=plus and plus.status, failure=failure, note=note)
+
+
+def run_suite(
+    worker: CallWorker, judge: Judge, task: Task, suite: str, source: str, expected: Expected
+) -> SuiteVerdict:
+    """Runs one program on the inputs of one suite."""
+    outputs = expected.suite(task.id, suite)
+    limits = [max(MIN_SECONDS, FACTOR * seconds) for seconds in outputs.seconds]
+    call = Call(
+        source=source,
+        task=task.id,
+        suite=suite,
+        entry_point=task.entry_point,
+        rule=rule_of(task.data["family"], task.entry_point),
+        seconds=limits,
+        memory_mb=MEMORY_MB,
+    )
+    contents = expected.contents(task.id, suite)
+    for _ in range(2):  # a worker may be lost through no fault of the program, but hardly twice
+        run = _Run(worker, judge, task, suite, call, contents, outputs.same, outputs.floats)
+        with contextlib.suppress(CallsLost):
+            return run.verdict(min(MOST_SECONDS, sum(limits)) + MORE_SECONDS)
+    return SuiteVerdict("timeout", "Crashed: the program took its interpreter down\n")
+
+
+class _Run:
+    """One run, its frames taken in order."""
+
+    def __init__(self, worker, judge, task, suite, call, contents, same, floats):
+        self.worker, self.judge, self.task, self.suite, self.call = worker, judge, task, suite, call
+        self.contents, self.same, self.floats = contents, same, floats
+        self.atol = task.data["atol"]
+        self.at = 0
+        self.own_equality = self.loaded = False
+
+    def verdict(self, seconds: float) -> SuiteVerdict:
+        raised = False
+        self.seconds = seconds
+        try:
+            with contextlib.closing(self.worker.run(self.call, seconds)) as frames:
+                for kind, content in frames:
+                    if kind == TRACEBACK and raised:
+                        return self._failed(self._traceback(content))
+                    if kind == RAISED:
+                        raised = True
+                    elif kind == LOADED:
+                        self.loaded = True
+                    else:
+                        failure = self._output(kind, content, frames)
+                        if failure:
+                            return self._failed(failure)
+                        self.at += 1
+                    if not raised and self.loaded and self.at == len(self.contents):
+                        return self._passed()
+        except OutOfTime:
+            if not raised:
+                return self._ended("timeout", f"TimeoutError: no end within {seconds:g} s\n")
+        if raised:
+            return self._failed("an exception that can not be shown\n")
+        return self._ended("timeout", "Crashed: the program ended before it returned\n")
+
+    def _output(self, kind: int, content: bytes, frames) -> str:
+        """Judges an output: what is wrong with it, "" if nothing is."""
+        if kind == OUTPUT and self.same[self.at] and content == self.contents[self.at]:
+            if self.atol == 0 and self.floats[self.at]:
+                self.atol = FLOATS_ATOL
+            return ""
+        if kind == OUTPUT:
+            arguments = pickle.dumps(list(self._arguments()), 5)
+            item = (self.call.rule, arguments, content, self.contents[self.at], self.atol)
+            ((right, self.atol, text),) = self.judge.compare([item], self.seconds)
+        elif kind == FOREIGN:
+            self.worker.hand_in(self.contents[self.at], self.atol)
+            kind, content = next(frames, (RAISED, b""))
+            try:
+                right, self.atol, text = json.loads(content) if kind == COMPARED else (False, self.atol, "")
+            except ValueError:
+                right, text = False, ""
+            self.own_equality = self.own_equality or bool(right)
+            text = text or "its output's own comparison failed"
+        else:
+            right, text = False, "its output is too large" if kind == LARGE else "no output"
+        return "" if right is True else f"{feedback.scrub(str(text))}\n"
+
+    def _arguments(self) -> Sequence[Any]:
+        return self.task.data[f"{self.suite}_input"][self.at]
+
+    def _traceback(self, content: bytes) -> str:
+        try:
+            error = feedback.genuine(json.loads(content))
+        except ValueError:
+            return "an exception that can not be shown\n"
+        if error["type"] in ("_TimeUp", "TimeoutException") and self.loaded and self.at < len(self.contents):
+            return f"TimeoutError: no result within {self.call.seconds[self.at]:.3g} s\n"
+        return feedback.written(error, self.call.source.splitlines())
+
+    def _failed(self, failure: str) -> SuiteVerdict:
+        return self._ended("fail", failure)
+
+    def _ended(self, status: str, failure: str) -> SuiteVerdict:
+        if self.loaded and self.at < len(self.contents):
+            arguments = ", ".join(_SHORT.repr(argument) for argument in self._arguments())
+            failure = f"{self.task.entry_point}({arguments}): {failure}"
+        return SuiteVerdict(status, failure, self.own_equality)
+
+    def _passed(self) -> SuiteVerdict:
+        if self.call.rule == "root" and self.task.data.get("rules") != "fixed":
+            return SuiteVerdict("fail", FIND_ZERO, self.own_equality)
+        return SuiteVerdict("pass", "", self.own_equality)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 3 * feedback.SHOWN
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 20
