@@ -111,7 +111,7 @@ def _remarks(found: Mapping[str, Any]) -> list[str]:
     if further:
         remarks.append(", ".join(further))
     if found["unfinished"]:
-        remarks.append(f"{len(found['unfinished'])} generations reached max_new_tokens: {_ids(found['unfinished'])}")
+        remarks.append(f"cut at max_new_tokens: {len(found['unfinished'])}, {_ids(found['unfinished'])}")
     for field, what in (("skipped", "tasks not run on this machine"), ("missing", "tasks without a sample")):
         if found.get(field):
             whys = sorted(set(found[field].values())) if isinstance(found[field], Mapping) else []
@@ -187,7 +187,10 @@ def _rounds(name: str, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     shown = tests[-1]
     labels = ["one-off", *(f"{one['round']} rounds" for one in rounds[1:])]
     points = [
-        (one["tokens_per_problem"], Estimate(label, 100 * one[shown]["pass@1"], None))
+        (
+            one["tokens_per_problem"],
+            Estimate(label, 100 * one[shown]["pass@1"], tuple(100 * end for end in one[shown]["interval"])),
+        )
         for label, one in zip(labels, rounds, strict=True)
     ]
     first, last = rounds[0], rounds[-1]

@@ -114,7 +114,7 @@ def _finish(output: Path, results: dict[str, Any], compare: str | None, other: M
             f"{tests} {found[tests]['pass@1']:.1%} [{low:.1%}, {high:.1%}]"
             for tests, (low, high) in found["intervals"].items()
         )
-        cut = f"; {len(found['unfinished'])} generations were cut at max_new_tokens" if found["unfinished"] else ""
+        cut = f"; cut at max_new_tokens: {len(found['unfinished'])}" if found["unfinished"] else ""
         say(f"{name}: pass@1 {figures} on {found['num_tasks']} tasks{cut}")
         for one in found.get("rounds", ())[1:]:
             rates = ", ".join(f"{tests} {one[tests]['pass@1']:.1%}" for tests in ("base", "plus") if tests in one)

@@ -14,6 +14,7 @@ from typing import Any
 
 from rcjax.evaluation.benchmarks import Benchmark
 from rcjax.evaluation.generation import Generated
+from rcjax.evaluation.pass_at_k import wilson_interval
 from rcjax.evaluation.prompting import Attempt
 from rcjax.evaluation.samples import CodeSample
 from rcjax.evaluation.scoring import PASS, BenchmarkScore, score_samples
@@ -47,7 +48,10 @@ class Round:
         rates = {tests: self.score.pass_at(1, tests) for tests in ("base", "plus")[: 1 + self.score.benchmark.has_plus]}
         return {
             "round": self.number,
-            **{tests: {"pass@1": rate} for tests, rate in rates.items()},
+            **{
+                tests: {"pass@1": rate, "interval": list(wilson_interval(rate, problems))}
+                for tests, rate in rates.items()
+            },
             "retried": self.retried,
             "tokens_per_problem": self.tokens / problems,
             "executions_per_problem": self.executions / problems,
