@@ -20,6 +20,11 @@ Modes (--mode=NAME):
   ablate     many runs of one config, each with a little changed, several seeds of each, and a table of what came of
              them: --config=configs/ablations.py:tiny --workdir=W [--seeds=5] [--rows=paper,curricula,ROW]. Started in
              several shells at once, each takes runs that no other is at.
+  score      verdicts on samples that others produced, as evalplus gives them: --benchmark=humaneval+ --samples=FILE
+             --data=FILE [--output=DIR]. Samples are JSON lines with `task_id` and `solution` or `completion`; they and
+             the data may be gzipped. Prints pass@1 of base and plus tests (pass@k where there are several samples) and
+             writes DIR/results.json. --allow_partial takes samples of a part of the tasks. Benchmarks: humaneval,
+             humaneval+, mbpp, mbpp+; those without + need no --data where there is a network.
   inspect    what a checkpoint is, --model=DIR_OR_HUB_ID: family, parameters, memory, vocabulary, rope, the config that
              fits, and what would be refused.
 
@@ -45,7 +50,7 @@ from ml_collections import config_flags
 from rcjax.host_memory import ask_for_huge_pages
 
 _BASE_CONFIG = str(Path(__file__).resolve().parent / "configs" / "base.py")
-MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "inspect")
+MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "score", "inspect")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config file, e.g. configs/tiny.py; fields are overridden by --config.FIELD=VALUE."
@@ -55,7 +60,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: data, toke
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Directory that --mode=export writes, which must not exist yet, or that holds the scores of --mode=evaluate.",
+    "Directory that --mode=export writes (it must not exist yet), or --mode=evaluate and score their results.",
 )
 STEP = flags.DEFINE_integer(
     "step", None, "Optimizer steps of the checkpoint that --mode=export takes; default: the newest."
@@ -83,9 +88,6 @@ MAX_NEW_TOKENS = flags.DEFINE_integer(
 BENCHMARKS = flags.DEFINE_list(
     "benchmarks", [], "Benchmarks of --mode=evaluate, e.g. humaneval+,mbpp+; none: the workdir's held-out problems."
 )
-DATA = flags.DEFINE_list(
-    "data", [], "Benchmark files: FILE, or BENCHMARK=FILE for each of several; default: config.evaluation.data."
-)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Programs a task on benchmarks, for pass@k.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of the draws on benchmarks; 0 is greedy.")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest set of tokens with this probability is drawn from; 1 is off.")
@@ -103,9 +105,25 @@ PROMPT_FORMAT = flags.DEFINE_enum(
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Programs written together; default: config.evaluation.batch_size.", lower_bound=1
 )
+BENCHMARK = flags.DEFINE_string("benchmark", None, "What --mode=score scores, e.g. humaneval+.")
+SAMPLES = flags.DEFINE_string("samples", None, "File of samples for --mode=score.")
+DATA = flags.DEFINE_string(
+    "data", None, "The benchmark's file; --mode=evaluate takes BENCHMARK=FILE,BENCHMARK=FILE; default: from the Hub."
+)
+ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Let --mode=score take samples of a part of the tasks.")
+WORKERS = flags.DEFINE_integer("workers", None, "Programs that --mode=score runs at a time.", lower_bound=1)
+EVALPLUS_RULES = flags.DEFINE_enum(
+    "evalplus_rules",
+    "0.3.1",
+    ("0.3.1", "fixed"),
+    "For --mode=score: evalplus as released, where no program passes HumanEval/32, or with that mended.",
+)
 _ON_BENCHMARKS = (BENCHMARKS, DATA, NUM_SAMPLES, TEMPERATURE, TOP_P, TOP_K, ROUNDS, COMPARE, PROMPT_FORMAT, BATCH_SIZE)
+
 ROWS = flags.DEFINE_list("rows", ["paper"], "Groups of rows and rows that --mode=ablate runs; see the config file.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each row of --mode=ablate.", lower_bound=1)
+
+SCORE_FLAGS = (BENCHMARK, SAMPLES, DATA, ALLOW_PARTIAL, WORKERS, EVALPLUS_RULES)
 
 
 class UsageError(ValueError):
@@ -122,6 +140,8 @@ def main(argv: list[str]) -> None:
     try:
         if MODE.value == "generate":
             generate()
+        elif MODE.value == "score":
+            score()
         elif MODE.value == "inspect":
             inspect()
         elif MODE.value == "evaluate" and (MODEL.value or BENCHMARKS.value or COMPARE.value):
@@ -145,6 +165,7 @@ def run() -> None:
         (DTYPE, "export"),
         (MAX_SHARD_SIZE, "export"),
         (OUTPUT, "export"),
+        *((flag, "score") for flag in SCORE_FLAGS),
         (ROWS, "ablate"),
         (SEEDS, "ablate"),
         *((flag, "evaluate --benchmarks=NAMES") for flag in _ON_BENCHMARKS),
@@ -225,12 +246,30 @@ def evaluate_on_benchmarks() -> None:
     command.evaluate(
         config,
         benchmarks=BENCHMARKS.value,
-        data=DATA.value,
+        data=DATA.value.split(",") if DATA.value else [],
         settings=settings,
         output=output,
         source=source,
         workdir=directory if source is None else None,
         compare=COMPARE.value,
+    )
+
+
+def score() -> None:
+    """Verdicts on samples of a file."""
+    for flag, example in ((BENCHMARK, "humaneval+"), (SAMPLES, "samples.jsonl")):
+        if not flag.value:
+            raise UsageError(f"--mode=score needs --{flag.name}, e.g. --{flag.name}={example}")
+    from rcjax.evaluation.score_files import score_files
+
+    score_files(
+        BENCHMARK.value,
+        SAMPLES.value,
+        data=DATA.value,
+        output=OUTPUT.value,
+        allow_partial=ALLOW_PARTIAL.value,
+        workers=WORKERS.value,
+        fixed=EVALPLUS_RULES.value == "fixed",
     )
 
 
@@ -279,6 +318,7 @@ def generate() -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an unknown config field answered by the near ones."""
+    argv = [argument.replace("--allow-partial", "--allow_partial", 1) for argument in argv]
     names = [argument.partition("=")[0] for argument in argv]
     if "--mode=evaluate" in argv and "--config" not in names and any(name.startswith("--config.") for name in names):
         argv = [argv[0], f"--config={_BASE_CONFIG}", *argv[1:]]  # a model of somebody else's has no config

@@ -2,7 +2,7 @@
 
 Three processes beside this one, none of which has what it could misuse:
 
-    zygote and its children   run programs and hold inputs; no expected output is in their memory (``isolated/calls.py``)
+    zygote and its children   run programs, hold inputs; no expected output is in their memory (``isolated/calls.py``)
     judge                     decodes outputs and compares; no program runs in it (``isolated/output_judge.py``)
     here                      holds the expected outputs, and never decodes what a program sent
 """
@@ -61,7 +61,7 @@ class Call:
       entry_point: name of the function.
       rule: of ``isolated/evalplus_rules.py``.
       seconds: time limit of each input.
-      memory_mb: address space, MiB.
+      memory_mb: address space that the program may take, MiB.
       record: the program is the canonical one: send its time before each output.
     """
 

@@ -32,20 +32,22 @@ OUTPUT, FOREIGN, COMPARED, RAISED, TRACEBACK, LOADED, LARGE = range(7)
 NO_LIMIT = 1e9
 
 # Depth of the stack at which evalplus calls: a program may recurse 1,000 frames less these.
-DEPTH = 0
+DEPTH = 24
 
 INPUTS: dict = {}  # task id to {"base": inputs, "plus": inputs}; set by the worker before it forks
+MAPPED = [0]  # MiB of address space that a child has from the start
 
 
 def prepare(inputs: dict) -> None:
     """What children shall find in memory."""
-    import numpy  # noqa: F401
     import numpy.fft
     import numpy.linalg
     import numpy.random  # noqa: F401
 
     INPUTS.update(inputs)
     outputs.prepare()
+    with open("/proc/self/statm") as file:
+        MAPPED[0] = (int(file.read().split()[0]) * resource.getpagesize() >> 20) + 1
 
 
 def start(descriptors, directory: str, user: int | None) -> None:
@@ -63,6 +65,7 @@ def start(descriptors, directory: str, user: int | None) -> None:
     namespaces.drop_privileges(user)
     namespaces.die_with_parent()
     request = messages.read_message(CONTROL)
+    request["limits"]["memory_mb"] += MAPPED[0]
     namespaces.limit(request["limits"])
     memory = request["limits"]["memory_mb"] << 20
     for kind in (resource.RLIMIT_DATA, resource.RLIMIT_STACK):
@@ -93,14 +96,17 @@ def _deeper(frames: int, function) -> None:
         function()
 
 
+_TAKEN_FROM_OS = """
+    kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames truncate replace unlink
+    fchmod fchown chmod chown chroot lchflags lchmod lchown getcwd chdir
+"""
+
+
 def disable() -> None:
     """What evalplus's ``reliability_guard`` takes away: code that uses it fails there, so it must fail here."""
     faulthandler.disable()
     os.environ["OMP_NUM_THREADS"] = "1"
-    for name in (
-        "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames truncate replace "
-        "unlink fchmod fchown chmod chown chroot fchdir lchflags lchmod lchown getcwd chdir"
-    ).split():
+    for name in _TAKEN_FROM_OS.split():
         setattr(os, name, None)
     for name in ("exit", "quit", "open", "help"):
         setattr(builtins, name, None)
@@ -134,14 +140,14 @@ def _on_alarm(signum, frame):
 
 
 class Calls:
-    """One run. Keeps what it needs by names of its own, so that a program that spoils modules spoils its own answers."""
+    """One run. Keeps what it needs by names of its own: a program that spoils modules shall spoil its own answers."""
 
     def __init__(self, request: dict):
         self.request = request
         self.inputs = INPUTS[request["task"]][request["suite"]]
         self.rule, self.record = request["rule"], request["record"]
         self.write, self.encode, self.pack, self.foreign = os.write, outputs.encode, pack, outputs.Foreign
-        self.clock, self.largest = time.perf_counter, outputs.LARGEST
+        self.clock, self.too_large = time.perf_counter, outputs.TooLarge
         self.getcwd = os.getcwd  # feedback needs it, and `disable` takes it away
         self.describe, self.judge, self.decode = feedback.record, evalplus_rules.judge, outputs.decode
         self.timer, self.handle, self.real, self.alarm = setitimer, handle_signal, ITIMER_REAL, SIGALRM
@@ -197,7 +203,11 @@ class Calls:
     def send_recorded(self, out, seconds: float) -> None:
         if self.rule == "not_none":
             out = out is not None
-        self.send(OUTPUT, self.pack("<d", seconds) + self.encode(out))
+        try:
+            content = self.encode(out)
+        except outputs.TooLarge:
+            content = b""  # nothing equals that
+        self.send(OUTPUT, self.pack("<d", seconds) + content)
 
     def send_output(self, out, arguments) -> None:
         rule = self.rule
@@ -214,14 +224,15 @@ class Calls:
                     content = self.encode(out)
                 except self.foreign:
                     return self.compare(out, arguments)
+                except self.too_large:
+                    return self.send(LARGE)
             else:
                 return self.compare(out, arguments)
+        except self.too_large:
+            return self.send(LARGE)
         except (RecursionError, ValueError, AttributeError):  # holds itself, or is deeper than bytes can tell
             return self.compare(out, arguments)
-        if len(content) > self.largest:
-            self.send(LARGE)
-        else:
-            self.send(OUTPUT, content)
+        self.send(OUTPUT, content)
 
     def compare(self, out, arguments) -> None:
         """Compares here, with the expected output that the parent sends."""

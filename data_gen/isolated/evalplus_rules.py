@@ -36,7 +36,7 @@ _MBPP = {
 
 
 def rule_of(family: str, entry_point: str) -> str:
-    """"equal", or the special rule of a task."""
+    """ "equal", or the special rule of a task."""
     if family == "mbpp":
         return _MBPP.get(entry_point, "equal")
     return "root" if (family, entry_point) == ("humaneval", "find_zero") else "equal"

@@ -9,11 +9,24 @@ from __future__ import annotations
 import io
 import pickle
 
-LARGEST = 256 << 20  # bytes of one output
+LARGEST = 128 << 20  # bytes of one output
 
 # Classes besides those that pickle has an opcode for. All of them are data: making one runs nobody's code.
 _KNOWN = {
-    "builtins": ("complex", "range", "slice", "bytearray", "set", "frozenset", "list", "dict", "int", "float", "str", "tuple"),
+    "builtins": (
+        "complex",
+        "range",
+        "slice",
+        "bytearray",
+        "set",
+        "frozenset",
+        "list",
+        "dict",
+        "int",
+        "float",
+        "str",
+        "tuple",
+    ),
     "collections": ("Counter", "OrderedDict", "defaultdict", "deque"),
     "copyreg": ("_reconstructor",),
     "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
@@ -44,6 +57,17 @@ def known() -> frozenset:
             continue
         found.update(getattr(loaded, name) for name in names if hasattr(loaded, name))
     return frozenset(found)
+
+
+class TooLarge(Exception):
+    """An output of more than ``LARGEST`` bytes."""
+
+
+class _Buffer(io.BytesIO):
+    def write(self, data, *, _largest=LARGEST, _write=io.BytesIO.write, _at=io.BytesIO.tell):
+        if _at(self) > _largest:
+            raise TooLarge
+        return _write(self, data)
 
 
 class Encoder(pickle.Pickler):
@@ -83,11 +107,12 @@ class _Decoder(pickle.Unpickler):
 _SIMPLE = frozenset((type(None), bool, int, float, str))
 
 
-def encode(value, *, _simple=_SIMPLE, _dumps=pickle.dumps, _buffer=io.BytesIO, _encoder=Encoder) -> bytes:
+def encode(value, *, _simple=_SIMPLE, _dumps=pickle.dumps, _buffer=_Buffer, _encoder=Encoder) -> bytes:
     """``value`` as bytes; ``prepare`` must have been called.
 
     Raises:
       Foreign: it, or something in it, is of another class.
+      TooLarge: it takes more than ``LARGEST`` bytes.
       Exception: what else goes wrong on the way, e.g. RecursionError for one that holds itself.
     """
     if type(value) in _simple:

@@ -27,7 +27,7 @@ from data_gen.isolated.evalplus_rules import rule_of
 from rcjax import progress as console
 from rcjax.evaluation.tasks import Benchmark, BenchmarkError, Task
 
-FORMAT = 1
+FORMAT = 2
 MEMORY_MB = 8192
 SECONDS = 1800.0  # for one canonical program on all its inputs
 SUITES = ("base", "plus")
@@ -136,7 +136,7 @@ def expected_outputs(
         return Expected(path)
     except OSError as error:
         raise BenchmarkError(
-            f"expected outputs can not be kept in {path.parent} ({error.strerror}); set RCJAX_CACHE to another directory"
+            f"expected outputs can not be kept in {path.parent} ({error.strerror}); set RCJAX_CACHE to another place"
         ) from None
 
 
@@ -225,8 +225,8 @@ def record(worker: CallWorker, judge: Judge, task: Task, suite: str) -> tuple[li
         failure = f"no result within {SECONDS:g} s"
     if len(contents) != len(inputs):
         raise BenchmarkError(
-            f"the canonical program of {task.id} fails on {suite} input {len(contents) + 1} of {len(inputs)} ({failure}); "
-            "the data file is damaged, or of a version for another Python"
+            f"the canonical program of {task.id} fails on {suite} input {len(contents) + 1} of {len(inputs)} "
+            f"({failure}); the data file is damaged, or of a version for another Python"
         )
     same, floats = [], []
     for items in _batches(inputs, contents, rule, task.data["atol"]):
@@ -246,5 +246,3 @@ def _batches(inputs: Sequence[Any], contents: Sequence[bytes], rule: str, atol: 
     for start in range(0, len(contents), _BATCH):
         pairs = zip(inputs[start : start + _BATCH], contents[start : start + _BATCH], strict=True)
         yield [(rule, pickle.dumps(list(arguments), 5), content, content, atol) for arguments, content in pairs]
-
-
