@@ -13,7 +13,8 @@ Modes (--mode=NAME):
              (default the newest), --weights=ema, --dtype=bfloat16, --max_shard_size=5GB. It is read again and compared
              before it gets its name.
   generate   a prompt or a file in, code out: --prompt="Write ..." or --prompt_file=FILE (one prompt a line), from
-             --model=DIR_OR_HUB_ID (an export) or --workdir=W (its export).
+             --model=DIR_OR_HUB_ID (an export) or --workdir=W (its export). Greedy; with --temperature=T drawn
+             ([--top_p=P] [--top_k=K] [--seed=S]), --num_samples=N programs a prompt.
   ablate     many runs of one config, each with a little changed, several seeds of each, and a table of what came of
              them: --config=configs/ablations.py:tiny --workdir=W [--seeds=5] [--rows=paper,curricula,ROW]. Started in
              several shells at once, each takes runs that no other is at.
@@ -65,7 +66,13 @@ MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or Hub id for
 PROMPT = flags.DEFINE_string("prompt", None, "A task in words, for --mode=generate.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "File with one task a line, for --mode=generate.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest generation of --mode=generate.", lower_bound=1)
-
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "--mode=generate draws from softmax(logits / temperature); 0: the most likely token."
+)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw among the fewest most likely tokens with this share of the probability.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Draw among so many most likely tokens; 0: among all.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws: the same seed draws the same programs.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Programs that --mode=generate draws for a prompt.", lower_bound=1)
 
 ROWS = flags.DEFINE_list("rows", ["paper"], "Groups of rows and rows that --mode=ablate runs; see the config file.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each row of --mode=ablate.", lower_bound=1)
@@ -108,6 +115,11 @@ def run() -> None:
         (OUTPUT, "export"),
         (ROWS, "ablate"),
         (SEEDS, "ablate"),
+        (TEMPERATURE, "generate"),
+        (TOP_P, "generate"),
+        (TOP_K, "generate"),
+        (SEED, "generate"),
+        (NUM_SAMPLES, "generate"),
     ):
         if flags.FLAGS[flag.name].present and MODE.value != needed:
             raise UsageError(f"--{flag.name} belongs to --mode={needed}, not to --mode={MODE.value}")
@@ -183,6 +195,7 @@ def generate() -> None:
         raise UsageError("--mode=generate needs --model=DIR (an exported model) or --workdir=W")
     if (PROMPT.value is None) == (PROMPT_FILE.value is None):
         raise UsageError("--mode=generate needs either --prompt=TEXT or --prompt_file=FILE")
+    sampling = sampling_flags()
     if PROMPT.value is not None:
         prompts = [PROMPT.value]
     else:
@@ -191,7 +204,26 @@ def generate() -> None:
     from rcjax.hf.hub import model_directory
 
     directory = model_directory(directory)
-    print("\n\n".join(generate_programs(directory, prompts, MAX_NEW_TOKENS.value)))
+    print(
+        "\n\n".join(
+            generate_programs(directory, prompts, MAX_NEW_TOKENS.value, num_samples=NUM_SAMPLES.value, **sampling)
+        )
+    )
+
+
+def sampling_flags() -> dict[str, float | int]:
+    """How --mode=generate draws, as keyword arguments of ``rcjax.decode.generate``."""
+    from rcjax.decode.sampling import check_range
+
+    values = {flag.name: flag.value for flag in (TEMPERATURE, TOP_P, TOP_K, SEED)}
+    check_range(**values, prefix="--")
+    if not TEMPERATURE.value:
+        given = [flag for flag in (TOP_P, TOP_K, SEED, NUM_SAMPLES) if flags.FLAGS[flag.name].present]
+        if given:
+            raise UsageError(
+                f"--{given[0].name}={given[0].value} changes nothing without draws; add --temperature=T, e.g. 0.8"
+            )
+    return values
 
 
 def parse_flags(argv: list[str]) -> list[str]:
