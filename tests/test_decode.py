@@ -92,7 +92,7 @@ def test_rows_of_all_lengths_grow_shrink_and_replace_each_other():
     rng = np.random.default_rng(12)
     lengths = [200, 1, 130, 64, 65, 3, 128, 2, 63, 17, 1, 5]
     prompts = [rng.integers(3, 61, length).tolist() for length in lengths]
-    stops = [1, 7]
+    stops = [1]
     ours = decode.generate(config, params, prompts, max_new_tokens=90, stop_ids=stops, batch_size=3)
     assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 90, stops)
     assert {len(new) == 90 for new in ours} == {True, False}
