@@ -16,7 +16,8 @@ Modes (--mode=NAME):
              (default the newest), --weights=ema, --dtype=bfloat16, --max_shard_size=5GB. It is read again and compared
              before it gets its name.
   generate   a prompt or a file in, code out: --prompt="Write ..." or --prompt_file=FILE (one prompt a line), from
-             --model=DIR_OR_HUB_ID (an export) or --workdir=W (its export).
+             --model=DIR_OR_HUB_ID (an export) or --workdir=W (its export). Greedy; with --temperature=T drawn
+             ([--top_p=P] [--top_k=K] [--seed=S]), --num_samples=N programs a prompt.
   ablate     many runs of one config, each with a little changed, several seeds of each, and a table of what came of
              them: --config=configs/ablations.py:tiny --workdir=W [--seeds=5] [--rows=paper,curricula,ROW]. Started in
              several shells at once, each takes runs that no other is at.
@@ -88,10 +89,13 @@ MAX_NEW_TOKENS = flags.DEFINE_integer(
 BENCHMARKS = flags.DEFINE_list(
     "benchmarks", [], "Benchmarks of --mode=evaluate, e.g. humaneval+,mbpp+; none: the workdir's held-out problems."
 )
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Programs a task on benchmarks, for pass@k.", lower_bound=1)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of the draws on benchmarks; 0 is greedy.")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest set of tokens with this probability is drawn from; 1 is off.")
-TOP_K = flags.DEFINE_integer("top_k", 0, "So many most likely tokens are drawn from; 0 is off.")
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "Programs are drawn from softmax(logits / temperature); 0: the most likely token."
+)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw among the fewest most likely tokens with this share of the probability.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Draw among so many most likely tokens; 0: among all.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws: the same seed draws the same programs.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Programs that are drawn for a prompt or task.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer(
     "rounds",
     1,
@@ -118,12 +122,20 @@ EVALPLUS_RULES = flags.DEFINE_enum(
     ("0.3.1", "fixed"),
     "For --mode=score: evalplus as released, where no program passes HumanEval/32, or with that mended.",
 )
-_ON_BENCHMARKS = (BENCHMARKS, DATA, NUM_SAMPLES, TEMPERATURE, TOP_P, TOP_K, ROUNDS, COMPARE, PROMPT_FORMAT, BATCH_SIZE)
 
 ROWS = flags.DEFINE_list("rows", ["paper"], "Groups of rows and rows that --mode=ablate runs; see the config file.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each row of --mode=ablate.", lower_bound=1)
 
-SCORE_FLAGS = (BENCHMARK, SAMPLES, DATA, ALLOW_PARTIAL, WORKERS, EVALPLUS_RULES)
+# Flags that go with some modes alone.
+MODES_OF_FLAGS = (
+    ((STEP, WEIGHTS, DTYPE, MAX_SHARD_SIZE), ("export",)),
+    ((OUTPUT,), ("export", "evaluate", "score")),
+    ((ROWS, SEEDS), ("ablate",)),
+    ((MAX_NEW_TOKENS, TEMPERATURE, TOP_P, TOP_K, SEED, NUM_SAMPLES), ("generate", "evaluate")),
+    ((BENCHMARKS, ROUNDS, COMPARE, PROMPT_FORMAT, BATCH_SIZE), ("evaluate",)),
+    ((DATA,), ("evaluate", "score")),
+    ((BENCHMARK, SAMPLES, ALLOW_PARTIAL, WORKERS, EVALPLUS_RULES), ("score",)),
+)
 
 
 class UsageError(ValueError):
@@ -138,13 +150,14 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
     try:
+        check_flags()
         if MODE.value == "generate":
             generate()
         elif MODE.value == "score":
             score()
         elif MODE.value == "inspect":
             inspect()
-        elif MODE.value == "evaluate" and (MODEL.value or BENCHMARKS.value or COMPARE.value):
+        elif MODE.value == "evaluate" and on_benchmarks():
             evaluate_on_benchmarks()
         else:
             run()
@@ -155,23 +168,30 @@ def main(argv: list[str]) -> None:
         sys.exit(2)
 
 
+def given(flag: flags.FlagHolder) -> bool:
+    """Whether a flag stands on the command line."""
+    return flags.FLAGS[flag.name].present
+
+
+def check_flags() -> None:
+    """Refuses flags that mean nothing in this mode."""
+    for group, modes in MODES_OF_FLAGS:
+        for flag in filter(given, group):
+            if MODE.value not in modes:
+                known = " or ".join(f"--mode={mode}" for mode in modes)
+                raise UsageError(f"--{flag.name} belongs to {known}, not to --mode={MODE.value}")
+
+
+def on_benchmarks() -> bool:
+    """Whether --mode=evaluate is to take benchmarks; else it takes the held-out problems of a workdir."""
+    groups = [group for group, modes in MODES_OF_FLAGS if "evaluate" in modes]
+    return bool(MODEL.value) or any(given(flag) for group in groups for flag in group)
+
+
 def run() -> None:
     """The modes that work in a workdir with a config."""
     if not WORKDIR.value:
         raise UsageError(f"--mode={MODE.value} needs --workdir=DIR, e.g. --workdir=runs/tiny")
-    for flag, needed in (
-        (STEP, "export"),
-        (WEIGHTS, "export"),
-        (DTYPE, "export"),
-        (MAX_SHARD_SIZE, "export"),
-        (OUTPUT, "export"),
-        *((flag, "score") for flag in SCORE_FLAGS),
-        (ROWS, "ablate"),
-        (SEEDS, "ablate"),
-        *((flag, "evaluate --benchmarks=NAMES") for flag in _ON_BENCHMARKS),
-    ):
-        if flags.FLAGS[flag.name].present and MODE.value != needed:
-            raise UsageError(f"--{flag.name} belongs to --mode={needed}, not to --mode={MODE.value}")
     config = CONFIG.value or stored_config(WORKDIR.value)
     if MODE.value in ("evaluate", "export") and not os.path.isdir(os.path.join(WORKDIR.value, "checkpoints")):
         raise UsageError(f"--workdir={WORKDIR.value} holds no checkpoint; train first or name another")
@@ -222,10 +242,13 @@ def evaluate_on_benchmarks() -> None:
     source = None if directory and directory == (MODEL.value or directory) else MODEL.value
     output = OUTPUT.value or (os.path.join(directory, "benchmarks") if directory else None)
     if output is None:
-        raise UsageError("--mode=evaluate --model=DIR needs --output=DIR for the scores")
+        raise UsageError("--mode=evaluate on benchmarks needs --output=DIR for the scores")
     if not BENCHMARKS.value:
         if COMPARE.value is None:
-            raise UsageError("--mode=evaluate --model=DIR needs --benchmarks=NAMES, e.g. --benchmarks=humaneval+,mbpp+")
+            raise UsageError(
+                "--mode=evaluate of a --model, or with flags for benchmarks, needs --benchmarks=NAMES, e.g. "
+                "--benchmarks=humaneval+,mbpp+"
+            )
         command.compare(output, COMPARE.value)
         return
     if source is None and directory is None:
@@ -234,10 +257,7 @@ def evaluate_on_benchmarks() -> None:
     settings = dict(
         max_new_tokens=MAX_NEW_TOKENS.value or command.MAX_NEW_TOKENS,
         num_samples=NUM_SAMPLES.value,
-        temperature=TEMPERATURE.value,
-        top_p=TOP_P.value,
-        top_k=TOP_K.value,
-        seed=config.seed,
+        **sampling_flags(),
         rounds=ROUNDS.value,
         prompt_format=PROMPT_FORMAT.value,
         dtype=config.train.compute_dtype,
@@ -305,6 +325,7 @@ def generate() -> None:
         raise UsageError("--mode=generate needs --model=DIR (an exported model) or --workdir=W")
     if (PROMPT.value is None) == (PROMPT_FILE.value is None):
         raise UsageError("--mode=generate needs either --prompt=TEXT or --prompt_file=FILE")
+    sampling = sampling_flags()
     if PROMPT.value is not None:
         prompts = [PROMPT.value]
     else:
@@ -313,7 +334,28 @@ def generate() -> None:
     from rcjax.hf.hub import model_directory
 
     directory = model_directory(directory)
-    print("\n\n".join(generate_programs(directory, prompts, MAX_NEW_TOKENS.value or 256)))
+    print(
+        "\n\n".join(
+            generate_programs(
+                directory, prompts, MAX_NEW_TOKENS.value or 256, num_samples=NUM_SAMPLES.value, **sampling
+            )
+        )
+    )
+
+
+def sampling_flags() -> dict[str, float | int]:
+    """How programs are drawn, as keyword arguments of ``rcjax.decode.generate``."""
+    from rcjax.decode.sampling import check_range
+
+    values = {flag.name: flag.value for flag in (TEMPERATURE, TOP_P, TOP_K, SEED)}
+    check_range(**values, prefix="--")
+    if not TEMPERATURE.value:
+        useless = list(filter(given, (TOP_P, TOP_K, SEED, NUM_SAMPLES)))
+        if useless:
+            raise UsageError(
+                f"--{useless[0].name}={useless[0].value} changes nothing without draws; add --temperature=T, e.g. 0.8"
+            )
+    return values
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcjax.decode.forward import KEYS, Cache, empty_caches, logits, run_piece, step
-from rcjax.decode.sampling import Filters, Sampling, choose
+from rcjax.decode.sampling import Filters, Sampling, check_range, choose
 from rcjax.decode.weights import Weights, lay_out
 from rcjax.model import LlamaConfig
 from rcjax.sharding import constrain, row_shards
@@ -85,7 +85,7 @@ def generate(
       ValueError: an empty prompt, an id outside of the vocabulary, a sampling parameter out of its range, or a length
         that the rope type does not allow.
     """
-    _check_sampling(temperature, top_p, top_k, seed)
+    check_range(temperature, top_p, top_k, seed)
     samples = _check_samples(prompts, sample_ids)
     for index, prompt in enumerate(prompts):
         if not len(prompt):
@@ -131,17 +131,6 @@ def generate(
             if on_advance is not None and finished:
                 on_advance(len(finished))
     return results
-
-
-def _check_sampling(temperature: float, top_p: float, top_k: int, seed: int) -> None:
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}; expected 0 (the most likely token) or more")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; expected above 0 and at most 1")
-    if top_k < 0:
-        raise ValueError(f"top_k is {top_k}; expected 0 (all tokens) or more")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}; expected 0 to {2**32 - 1}")
 
 
 def _check_samples(prompts: Sequence[Sequence[int]], sample_ids: Sequence[int] | None) -> list[int]:

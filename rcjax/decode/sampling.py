@@ -38,6 +38,22 @@ class Filters(NamedTuple):
     top_p: bool
 
 
+def check_range(temperature: float, top_p: float, top_k: int, seed: int, prefix: str = "") -> None:
+    """Refuses what can not be meant.
+
+    Raises:
+      ValueError: a number is out of its range; the sentence names it with ``prefix`` before.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"{prefix}temperature is {temperature}; expected 0 (the most likely token) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"{prefix}top_p is {top_p}; expected above 0 and at most 1")
+    if top_k < 0:
+        raise ValueError(f"{prefix}top_k is {top_k}; expected 0 (all tokens) or more")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{prefix}seed is {seed}; expected 0 to {2**32 - 1}")
+
+
 def choose(
     logits: jax.Array, allowed: jax.Array, filters: Filters, sampling: Sampling, sample: jax.Array, count: jax.Array
 ) -> jax.Array:

@@ -42,7 +42,7 @@ class GenerationSettings:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    seed: int = 3407
+    seed: int = 0
     rounds: int = 1
     prompt_format: str | None = None
     dtype: str = "float32"
