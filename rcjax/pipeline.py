@@ -253,10 +253,9 @@ class Pipeline:
         """The figures of ``evaluate`` for parameters on the host, without a word: training shows its own progress."""
         from rcjax.evaluation.score import evaluate
 
-        found = evaluate(
-            self._heldout_problems, functools.partial(self._write_programs, params), progress=silent
-        ).summary()
-        return {"pass@1": found["pass@1"], "passed": found["passed"]}
+        found = evaluate(self._heldout_problems, functools.partial(self._write_programs, params), progress=silent)
+        lengths = [len(sample.generation) for sample in found.samples]
+        return {"pass@1": found.pass_at(1), "mean_characters": sum(lengths) / len(lengths)}
 
     @cached_property
     def _heldout_problems(self):

@@ -87,10 +87,9 @@ def test_a_trace_goes_on_behind_real_feedback(blocks):
         "<|assistant|><|code|>def add(a, b):\n    return a<|endofblock|>"
         "<|execution|>add(1, 2): got 1, expected 3<|endofblock|>"
     )
-    answer = (
-        "<|text|>b was left out.\n```python\nx\n```<|endofblock|><|code|>def add(a, b):\n    return a + b<|endofblock|>"
-    )
-    ids = [token for token in blocks(answer, add_special_tokens=False)["input_ids"]]
+    reflection = "<|text|>b was left out.\n```python\nx\n```<|endofblock|>"
+    answer = f"{reflection}<|code|>def add(a, b):\n    return a + b<|endofblock|>"
+    ids = blocks(answer, add_special_tokens=False)["input_ids"]
     assert prompter.decode(ids) == answer, "markers between blocks are spelled"
     assert prompt.code(prompter.decode(ids)) == "def add(a, b):\n    return a + b\n"
     assert not prompt.complete(answer), "a fence in the reflection does not end it"
