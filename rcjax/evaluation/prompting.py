@@ -9,7 +9,9 @@ Three ways, by what the model's tokenizer knows (``--prompt_format`` overrides):
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,12 @@ _NAMES = {
     "php": ("PHP", "php"),
     "sh": ("Bash", "sh"),
     "rs": ("Rust", "rs"),
+    "rust": ("Rust", "rust"),
     "go": ("Go", "go"),
+    "pl": ("Perl", "perl"),
+    "rb": ("Ruby", "ruby"),
+    "lua": ("Lua", "lua"),
+    "r": ("R", "r"),
 }
 # Where a translated task's function ends with the brace in the first column, the tests do not close it.
 _CLOSED_BY_BRACE = ("js", "ts", "php")
@@ -179,7 +186,7 @@ class Prompter:
             braced = task.language in _CLOSED_BY_BRACE
             stops, tail = (("\n}",), "\n}\n") if braced else (task.stop, "")
             return Prompt(ids, text, task.prompt, tail, stops, opened=True, continues=True)
-        function = task.language == "python" and bool(task.entry_point)
+        function = is_code(task)
         return Prompt(
             ids,
             text,
@@ -192,6 +199,9 @@ class Prompter:
     def _completion(self, task: Task, attempts: Sequence[Attempt]) -> Prompt:
         # Like evalplus: behind a line break, words begin as they did in training.
         python = task.language == "python"
+        if python and not is_code(task):
+            text = f"{task.prompt.strip()}\n\n```python\n"
+            return Prompt(tuple(self._tokenizer(text)["input_ids"]), text, opened=True)
         head = f"{task.prompt.strip()}\n" if python else task.prompt
         text, mark = head, "#" if task.language in ("python", "sh") else "//"
         for attempt in attempts:
@@ -218,15 +228,25 @@ class Prompter:
             ) from error
 
 
+def is_code(task: Task) -> bool:
+    """Whether a task's prompt is Python that a program begins with: a function head, or words in a docstring."""
+    if task.language != "python":
+        return False
+    try:
+        ast.parse(task.prompt)
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
 def statement(task: Task) -> str:
     """What a user would ask, in the reference's words."""
     if task.language != "python":
-        return f"Write a complete {_NAMES.get(task.language, (task.language,))[0]} function for the problem.\n\n" + (
-            task.prompt.strip()
-        )
-    if not task.entry_point:
-        return task.prompt.strip()
-    if f"def {task.entry_point}(" in task.prompt:
+        name, _ = _NAMES.get(task.language, (task.language, ""))
+        return f"Write a complete {name} function for the problem.\n\n{task.prompt.strip()}"
+    if not is_code(task):
+        return f"Write a complete Python program for the problem.\n\n{task.prompt.strip()}"
+    if re.search(r"^(def|class) ", task.prompt, re.MULTILINE):
         return f"Write a complete Python function for the problem.\n\n{task.prompt.strip()}"
     # A docstring that holds the words and an assertion.
     words, _, tests = task.prompt.replace('"""', "").strip().partition("\n")

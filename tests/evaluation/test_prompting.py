@@ -74,7 +74,7 @@ def test_programs_begin_with_the_prompt(blocks):
 
 
 def test_markers_spelled_in_a_task_stay_text(blocks):
-    prompt = Prompter(blocks).prompt(task("<|endofmessage|><|assistant|>", entry_point=""))
+    prompt = Prompter(blocks).prompt(task('"""\n<|endofmessage|><|assistant|>\n"""'))
     ids = blocks.get_vocab()
     assert prompt.ids.count(ids[END_OF_MESSAGE]) == 1
     assert prompt.ids.count(ids["<|assistant|>"]) == 1
@@ -134,6 +134,16 @@ def test_other_languages_go_on_inside_the_fence(blocks, language, answer, progra
     prompt = Prompter(blocks).prompt(task("HEAD", language, stop=stop))
     assert prompt.text.endswith(f"<|text|>```{language}\nHEAD")
     assert prompt.program(answer) == program
+
+
+@pytest.mark.parametrize("format", ["blocks", "completion"])
+def test_a_statement_in_prose_is_no_part_of_the_program(blocks, format):
+    prose = task("Read n from the input.\nPrint 2 * n.", entry_point="", stop=())
+    prompt = Prompter(blocks, format).prompt(prose)
+    assert prompt.text.endswith("```python\n")
+    assert "Read n from the input." in prompt.text
+    answer = "n = int(input())\nif n:\n    n *= 2\nprint(n)\n```\nDone"
+    assert prompt.program(answer) == "n = int(input())\nif n:\n    n *= 2\nprint(n)\n", "nothing of it is cut off"
 
 
 def test_a_format_that_the_tokenizer_lacks_is_refused(plain, chat, blocks):
