@@ -11,7 +11,7 @@ from typing import Any
 
 from rcjax.model import LlamaConfig
 
-_PIECE = 1 << 26  # bytes of a parameter that are hashed at a time
+_PIECE = 1 << 24  # values of a parameter that are hashed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,10 @@ def open_model(source: str, mesh: Mapping[str, int] | None = None) -> EvaluatedM
 
 
 def fingerprint(config: LlamaConfig, params: Mapping[str, Any], tokenizer: Any) -> str:
-    """SHA-256 of a model: of its shape, its tokenizer, and name, type and values of every parameter."""
+    """SHA-256 of a model: of its shape, its tokenizer, and name and values of every parameter.
+
+    Values are taken in float32, tables without their padding: it is the same however the model was loaded.
+    """
     import jax
     import numpy as np
 
@@ -89,10 +92,16 @@ def fingerprint(config: LlamaConfig, params: Mapping[str, Any], tokenizer: Any) 
     digest.update(json.dumps(config.to_hf(), sort_keys=True, default=str).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        flat = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        values = np.asarray(leaf)
+        if name == "embed/embedding":  # [V, D]
+            values = values[: config.vocab_size]
+        elif name == "head/kernel":  # [D, V]
+            values = values[:, : config.vocab_size]
+        digest.update(f"{name} {values.shape}".encode())
+        flat = values.reshape(-1)
         for start in range(0, len(flat), _PIECE):
-            digest.update(flat[start : start + _PIECE].data)
+            digest.update(np.ascontiguousarray(flat[start : start + _PIECE], np.float32).data)
     return digest.hexdigest()
 
 

@@ -310,12 +310,19 @@ def test_runs_of_different_data_are_not_compared():
         compare_runs(run("mbpp", "v1"), run("humaneval", "v1"), "x")
 
 
-def test_the_fingerprint_is_that_of_all_parts(model, untaught):
-    taught_model, other = open_model(str(model)), open_model(str(untaught))
-    assert taught_model.fingerprint == open_model(str(model)).fingerprint
-    assert taught_model.fingerprint != other.fingerprint
+def test_the_fingerprint_is_that_of_all_parts_however_they_are_laid_out(model, untaught):
+    import dataclasses
+
+    import numpy as np
+
     from rcjax.evaluation.model import fingerprint
 
-    params = taught_model.params
-    changed = {**params, "norm": {"scale": params["norm"]["scale"] + 1e-6}}
-    assert fingerprint(taught_model.config, changed, taught_model.tokenizer) != taught_model.fingerprint
+    mine = open_model(str(model))
+    assert mine.fingerprint == open_model(str(model)).fingerprint != open_model(str(untaught)).fingerprint
+    split = open_model(str(model), mesh={"fsdp": 2, "tensor": 2, "data": -1})  # eight devices, tables padded to 640
+    assert split.config.table_size > mine.config.table_size
+    assert split.fingerprint == mine.fingerprint
+    changed = {**mine.params, "norm": {"scale": mine.params["norm"]["scale"] * np.float32(1.001)}}
+    assert fingerprint(mine.config, changed, mine.tokenizer) != mine.fingerprint
+    other = dataclasses.replace(mine.config, rope_theta=5.0)
+    assert fingerprint(other, mine.params, mine.tokenizer) != mine.fingerprint
