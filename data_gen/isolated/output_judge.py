@@ -29,6 +29,7 @@ SHORT.maxlist = SHORT.maxtuple = SHORT.maxset = SHORT.maxdict = 20
 
 
 def main() -> None:
+    outputs.prepare()  # what is imported later must be readable by anybody
     namespaces.close_to_others()
     namespaces.drop_privileges(namespaces.NOBODY if os.geteuid() == 0 else None)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
