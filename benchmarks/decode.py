@@ -21,6 +21,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -155,7 +156,11 @@ def main() -> None:
         for cache in flags.caches.split(","):
             peer = Transformers(model, cache, stops)
             runs[cache] = lambda peer=peer, work=work, most=most: peer(work, most)
-        results = {name: run() for name, run in runs.items()}
+        results = {}
+        for name, run in runs.items():
+            start = time.perf_counter()
+            results[name] = run()
+            print(f"{task}: {name} took {time.perf_counter() - start:.1f} s the first time", flush=True)
         for name, result in results.items():
             different = [i for i, (a, b) in enumerate(zip(results["ours"], result, strict=True)) if a != b]
             assert not different, f"{task}: {name} has other tokens for prompts {different}"
