@@ -28,6 +28,9 @@ CHUNK = 16  # steps between two looks of the host; a look costs about a tenth of
 IDLE = 16  # while prompts wait, a chunk ends when one row of so many is finished
 PIECE = 64  # tokens of a prompt that run together
 SPAN = 128  # a piece looks at a power of two times so many slots
+SLOTS = (
+    64  # the ring has a multiple of so many slots; above four times as many, one of a quarter to an eighth of itself
+)
 
 StopFn = Callable[[int, list[int]], bool]
 
@@ -227,6 +230,7 @@ class _Engine:
         while free and waiting:
             group = [waiting.popleft() for _ in range(min(self.groups, len(free), len(waiting)))]
             places = [free.popleft() for _ in group]
+            real = len(group)
             # A group that is not full repeats its first, row and all.
             group += [group[0]] * (self.groups - len(group))
             places += [places[0]] * (self.groups - len(places))
@@ -239,16 +243,12 @@ class _Engine:
                 self.config, self.weights, self.hidden, self.rules.allowed, self.rules.filters, self.rules.sampling,
                 samples,
             )  # fmt: skip
-            entered.append((group, places, lengths, samples, first))
+            entered.append((group[:real], places, first))
         finished = []
-        for group, places, lengths, samples, first in entered:
-            for (index, *_), place, length, sample, token in zip(
-                group, places, lengths, samples, np.asarray(first), strict=True
-            ):
-                if self.taken[place] is not None:
-                    continue  # the repeated one
+        for group, places, first in entered:
+            for (index, prompt, sample), place, token in zip(group, places, np.asarray(first), strict=False):
                 self.taken[place] = _Row(index)
-                self.rows.token[place], self.rows.length[place] = token, length
+                self.rows.token[place], self.rows.length[place] = token, len(prompt)
                 self.rows.count[place], self.rows.sample[place], self.rows.active[place] = 1, sample, True
                 finished += self._take(place, [int(token)])
         return finished
@@ -317,9 +317,6 @@ class _Engine:
                 self.caches = _resize(self.caches, np.int32(self.slot), slots)
                 self.slot = self.slots % slots if slots > self.slots else 0
             self.slots = slots
-
-
-SLOTS = 64  # the cache's length is a multiple of it, and above four times of it a multiple of about a quarter of itself
 
 
 def _bucket(need: int) -> int:
