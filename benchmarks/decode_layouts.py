@@ -10,6 +10,7 @@ microseconds, the best of three.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from pathlib import Path
@@ -61,12 +62,10 @@ def main() -> None:
         query, shares = normal(ROWS, heads, group, HEAD), normal(ROWS, heads, group, SLOTS)
         flat, turned = normal(ROWS, heads, SLOTS, HEAD), normal(ROWS, heads, HEAD, SLOTS)
         for name, first, formula in (("scores", query, "rkgh,rk{}->rkgt"), ("values", shares, "rkgt,rk{}->rkgh")):
-            times = {
-                f"[{', '.join(order)}]": microseconds(
-                    lambda x, c, f=formula.format(o): jnp.einsum(f, x, c), first, cache
-                )
-                for order, o, cache in ((("slots", "H"), "th", flat), (("H", "slots"), "ht", turned))
-            }
+            times = {}
+            for label, order, cache in (("[slots, H]", "th", flat), ("[H, slots]", "ht", turned)):
+                product = functools.partial(jnp.einsum, formula.format(order))
+                times[label] = microseconds(product, first, cache)
             rows.append({"product": f"{name}, {heads} heads x {group} queries", **times})
     record("decode_layouts", "products of a decoding step of 16 rows: microseconds by layout", rows)
 
