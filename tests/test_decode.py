@@ -225,8 +225,15 @@ def test_a_mesh_gives_what_one_device_gives(name, axes):
     mesh = make_mesh(axes)
     laid = jax.tree.map(jax.device_put, params, param_shardings(config, mesh))
     for options in (dict(), dict(temperature=0.9, top_p=0.9, seed=3)):
-        options |= dict(max_new_tokens=20, stop_ids=[5, 9], batch_size=8)
+        options |= dict(max_new_tokens=20, stop_ids=[5, 9, 12, 14, 30, 40], batch_size=8)
         assert decode.generate(config, laid, prompts, **options) == decode.generate(config, params, prompts, **options)
+    # Groups of prompts that are not full, and rows that are free again at once.
+    results = []
+    everything = dict(
+        max_new_tokens=20, stop_ids=range(61), batch_size=8, on_result=lambda *result: results.append(result)
+    )
+    assert decode.generate(config, laid, prompts, **everything) == [[]] * 11
+    assert sorted(results) == [(index, []) for index in range(11)]
 
 
 def test_rows_and_heads_lie_on_their_devices():

@@ -1,7 +1,7 @@
 """Continuous batching: a fixed number of rows, each taken by the next prompt as soon as it is free.
 
 The device works in chunks of at most ``CHUNK`` steps, one compiled loop each; between them the host collects tokens,
-retires finished rows and lets prompts in. A chunk ends early when a row is finished and prompts are waiting. The cache
+retires finished rows and lets prompts in. A chunk ends early when rows are finished and prompts are waiting. The cache
 has as many slots as the longest row needs, rounded up (``SLOTS``), so a handful of programs serves all lengths.
 """
 
@@ -25,8 +25,12 @@ from rcjax.model import LlamaConfig
 from rcjax.sharding import constrain, row_shards
 
 CHUNK = 16  # steps between two looks of the host; a look costs about a tenth of a step
+IDLE = 16  # while prompts wait, a chunk ends when one row of so many is finished
 PIECE = 64  # tokens of a prompt that run together
 SPAN = 128  # a piece looks at a power of two times so many slots
+SLOTS = (
+    64  # the ring has a multiple of so many slots; above four times as many, one of a quarter to an eighth of itself
+)
 
 StopFn = Callable[[int, list[int]], bool]
 
@@ -226,6 +230,7 @@ class _Engine:
         while free and waiting:
             group = [waiting.popleft() for _ in range(min(self.groups, len(free), len(waiting)))]
             places = [free.popleft() for _ in group]
+            real = len(group)
             # A group that is not full repeats its first, row and all.
             group += [group[0]] * (self.groups - len(group))
             places += [places[0]] * (self.groups - len(places))
@@ -238,16 +243,12 @@ class _Engine:
                 self.config, self.weights, self.hidden, self.rules.allowed, self.rules.filters, self.rules.sampling,
                 samples,
             )  # fmt: skip
-            entered.append((group, places, lengths, samples, first))
+            entered.append((group[:real], places, first))
         finished = []
-        for group, places, lengths, samples, first in entered:
-            for (index, *_), place, length, sample, token in zip(
-                group, places, lengths, samples, np.asarray(first), strict=True
-            ):
-                if self.taken[place] is not None:
-                    continue  # the repeated one
+        for group, places, first in entered:
+            for (index, prompt, sample), place, token in zip(group, places, np.asarray(first), strict=False):
                 self.taken[place] = _Row(index)
-                self.rows.token[place], self.rows.length[place] = token, length
+                self.rows.token[place], self.rows.length[place] = token, len(prompt)
                 self.rows.count[place], self.rows.sample[place], self.rows.active[place] = 1, sample, True
                 finished += self._take(place, [int(token)])
         return finished
@@ -278,7 +279,7 @@ class _Engine:
         self.caches, (slot, out, token, length, count) = _chunk(
             self.config, self.weights, self.caches, np.int32(self.slot), rows.token, rows.length, rows.count,
             rows.sample, rows.active, rules.allowed, rules.stops, rules.max_new_tokens, rules.filters, rules.sampling,
-            np.bool_(waiting),
+            np.int32(max(1, len(self.taken) // IDLE) if waiting else len(self.taken) + 1),
         )  # fmt: skip
         self.slot, out = int(slot), np.asarray(out)
         rows.token, rows.length, rows.count = (np.array(part) for part in (token, length, count))
@@ -316,9 +317,6 @@ class _Engine:
                 self.caches = _resize(self.caches, np.int32(self.slot), slots)
                 self.slot = self.slots % slots if slots > self.slots else 0
             self.slots = slots
-
-
-SLOTS = 64  # the cache's length is a multiple of it, and above four times of it a multiple of about a quarter of itself
 
 
 def _bucket(need: int) -> int:
@@ -393,9 +391,23 @@ def _resize(caches: list[Cache], slot, slots: int) -> list[Cache]:
 
 @functools.partial(jax.jit, static_argnums=(0, 12), donate_argnums=(2,))
 def _chunk(
-    config, weights, caches, slot, token, length, count, sample, active, allowed, stops, most, filters, sampling, eager
+    config,
+    weights,
+    caches,
+    slot,
+    token,
+    length,
+    count,
+    sample,
+    active,
+    allowed,
+    stops,
+    most,
+    filters,
+    sampling,
+    patience,
 ):
-    """At most CHUNK steps; with ``eager`` no more after one in which a row was finished.
+    """At most CHUNK steps, and none after that in which the number of finished rows has come to ``patience``.
 
     Returns:
       The caches, and the next slot, the tokens [CHUNK, R] of which a row's first ones count as many as its count grew
@@ -405,7 +417,7 @@ def _chunk(
 
     def unfinished(state):
         number, _, _, _, _, now, *_ = state
-        return (number < CHUNK) & jnp.any(now) & ~(eager & jnp.any(now != active))
+        return (number < CHUNK) & jnp.any(now) & (jnp.sum(now != active) < patience)
 
     def advance(state):
         number, slot, token, length, count, now, out, caches = state
