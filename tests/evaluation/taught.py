@@ -120,7 +120,7 @@ def _lessons(prompter: Prompter, data: Path) -> list[tuple[Prompt, str]]:
                 assert verdict.base == "fail"
                 again = prompter.prompt(task, [Attempt(prompt.code(answer), verdict.failure)])
                 fenced = f"{head}    {MENDED}\n```\n"
-                lessons.append((again, fenced if again.opened else f"```python\n{fenced}"))
+                lessons.append((again, f"```python\n{fenced}" if again.whole else fenced))
     return lessons
 
 
