@@ -17,7 +17,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-BENCHMARKS := curriculum_cost step loss tunix utilisation startup import_memory export_memory sandbox_throughput
+BENCHMARKS := curriculum_cost step loss tunix utilisation startup import_memory export_memory sandbox_throughput evalplus
 
 bench: $(VENV)/.installed-bench  ## every benchmark, then docs/benchmarks.md; about an hour on 2 quiet cores
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
@@ -37,6 +37,7 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-dev
 	$(PIP) -r requirements-bench.txt
+	$(PIP) --no-deps evalplus==0.3.1
 	touch $@
 
 clean:

@@ -122,11 +122,15 @@ def score(
             judge.close()
 
     count = min(workers or len(os.sched_getaffinity(0)), len(todo))
-    threads = [threading.Thread(target=work) for _ in range(count)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # an interrupt: runs that are under way may take a minute, nobody waits for them
+        failures.append(error)
+        raise
     if failures:
         raise failures[0]
 

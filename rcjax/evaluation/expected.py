@@ -175,11 +175,15 @@ def _compute(tasks: Sequence[Task], body: Path, path: Path, workers: int, progre
         progress("computing expected outputs, once", total=len(tasks), unit="tasks") as bar,
         open(os.open(body, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "w+b") as file,
     ):
-        threads = [threading.Thread(target=work) for _ in range(min(workers, len(tasks)))]
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(tasks)))]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException as error:
+            failures.append(error)
+            raise
         if failures:
             raise failures[0]
         size = file.tell()

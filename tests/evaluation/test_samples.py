@@ -26,7 +26,9 @@ def test_completion_goes_behind_the_prompt_and_solution_stands_alone(tmp_path, b
     samples = read_samples(write_lines(tmp_path / "s", lines, packed), benchmark)
     assert samples[0] == CodeSample(IDS[0], benchmark.tasks[IDS[0]].prompt + "    return 1\n")
     assert samples[2].solution == "x = 1\n"
-    assert not samples.unknown and not samples.missing and not samples.empty
+    assert not samples.unknown
+    assert not samples.missing
+    assert not samples.empty
 
 
 def test_write_and_read_again(tmp_path, benchmark):
@@ -43,12 +45,15 @@ def test_missing_ids_need_the_flag(tmp_path, benchmark):
     for word in ("2 of 3", *IDS[1:], "HumanEval/999", "--allow_partial"):
         assert word in str(caught.value)
     samples = read_samples(file, benchmark, allow_partial=True)
-    assert samples.missing == IDS[1:] and samples.unknown == ("HumanEval/999",) and len(samples) == 1
+    assert samples.missing == IDS[1:]
+    assert samples.unknown == ("HumanEval/999",)
+    assert len(samples) == 1
 
 
 def test_unknown_ids_are_listed_and_left_out(tmp_path, benchmark):
     samples = read_samples(write_lines(tmp_path / "s.jsonl", rows(*IDS, "HumanEval/999")), benchmark)
-    assert samples.unknown == ("HumanEval/999",) and len(samples) == 3
+    assert samples.unknown == ("HumanEval/999",)
+    assert len(samples) == 3
 
 
 def test_samples_of_another_benchmark_are_refused_even_in_part(tmp_path, benchmark):
