@@ -22,7 +22,7 @@ from rcjax.decode.forward import KEYS, Cache, empty_caches, logits, run_piece, s
 from rcjax.decode.sampling import Filters, Sampling, check_range, choose
 from rcjax.decode.weights import Weights, lay_out
 from rcjax.model import LlamaConfig
-from rcjax.sharding import constrain, row_shards
+from rcjax.sharding import MESH_AXES, constrain, row_shards
 
 CHUNK = 16  # steps between two looks of the host; a look costs about a tenth of a step
 IDLE = 16  # while prompts wait, a chunk ends when one row of so many is finished
@@ -151,9 +151,8 @@ def _check_samples(prompts: Sequence[Sequence[int]], sample_ids: Sequence[int] |
 def _mesh_of(params: dict[str, Any]):
     """The parameters' mesh, or the current one, for all that is compiled inside; gives its number of row shards."""
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)]
-    meshes = [s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding) and s.mesh.size > 1]
-    current = jax.sharding.get_mesh()
-    mesh = meshes[0] if meshes else None if current.empty or current.size == 1 else current
+    meshes = [s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding)] + [jax.sharding.get_mesh()]
+    mesh = next((mesh for mesh in meshes if mesh.axis_names == MESH_AXES and mesh.size > 1), None)
     if mesh is None:
         yield 1
         return

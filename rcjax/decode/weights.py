@@ -30,7 +30,6 @@ def tensor_shards() -> int:
     return 1 if mesh.empty else mesh.shape[axis]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
 def lay_out(config: LlamaConfig, params: dict[str, Any], dtype) -> Weights:
     """The plain parameter dict as decoding wants it, values unchanged but for the dtype.
 
@@ -40,41 +39,45 @@ def lay_out(config: LlamaConfig, params: dict[str, Any], dtype) -> Weights:
       ``mlp_norm`` [D], and where the config has them ``qkv_bias`` [(N + 2K) * H], ``output_bias`` [D], ``query_norm``
       and ``key_norm`` [H].
     """
+    params = jax.tree.map(jnp.asarray, params)  # what is on the host goes over once, not for each layer
+    layers = [_layer(config, params["layers"], jnp.int32(index), dtype) for index in range(config.num_layers)]
+    return {"layers": layers, **_tables(config, {**params, "layers": None}, dtype)}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _tables(config: LlamaConfig, params: dict[str, Any], dtype) -> Weights:
+    weights = {"embedding": constrain(params["embed"]["embedding"], "vocab", "embed"), "norm": params["norm"]["scale"]}
+    if not config.tie_embeddings:
+        weights["head"] = constrain(params["head"]["kernel"].T, "vocab", "embed")
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _layer(config: LlamaConfig, layers: dict[str, Any], index: jax.Array, dtype) -> Weights:
+    """One layer of the stacked ones; compiled once for all."""
+    layers = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False).astype(dtype), layers)
+    attention, mlp = layers["attention"], layers["mlp"]
     embed, shards = config.hidden_size, tensor_shards()
+    names = ("query", "key", "value")
 
     def fuse(parts: list[jax.Array]) -> jax.Array:
         """[rows, ...] each -> [all rows, ...], shard by shard."""
         cut = [part.reshape(shards, -1, *part.shape[1:]) for part in parts]
         return jnp.concatenate(cut, axis=1).reshape(-1, *parts[0].shape[1:])
 
-    def layer(index: int) -> Weights:
-        part = params["layers"]
-        attention, mlp = part["attention"], part["mlp"]
-        names = ("query", "key", "value")
-        weights = {
-            "attention_norm": part["attention_norm"]["scale"][index],
-            "mlp_norm": part["mlp_norm"]["scale"][index],
-            "qkv": constrain(
-                fuse([attention[name]["kernel"][index].reshape(embed, -1).T for name in names]), "heads", "embed"
-            ),
-            "output": constrain(attention["output"]["kernel"][index].reshape(-1, embed).T, "embed", "heads"),
-            "gate_up": constrain(fuse([mlp[name]["kernel"][index].T for name in ("gate", "up")]), "mlp", "embed"),
-            "down": constrain(mlp["down"]["kernel"][index].T, "embed", "mlp"),
-        }
-        if config.qkv_bias:
-            biases = [attention[name]["bias"][index].reshape(-1) for name in names]
-            weights["qkv_bias"] = constrain(fuse(biases), "heads")
-        if config.output_bias:
-            weights["output_bias"] = attention["output"]["bias"][index]
-        if config.qk_norm:
-            weights |= {name: attention[name]["scale"][index] for name in ("query_norm", "key_norm")}
-        return weights
-
+    kernels = [attention[name]["kernel"].reshape(embed, -1).T for name in names]
     weights = {
-        "embedding": constrain(params["embed"]["embedding"], "vocab", "embed"),
-        "layers": [layer(index) for index in range(config.num_layers)],
-        "norm": params["norm"]["scale"],
+        "attention_norm": layers["attention_norm"]["scale"],
+        "mlp_norm": layers["mlp_norm"]["scale"],
+        "qkv": constrain(fuse(kernels), "heads", "embed"),
+        "output": constrain(attention["output"]["kernel"].reshape(-1, embed).T, "embed", "heads"),
+        "gate_up": constrain(fuse([mlp[name]["kernel"].T for name in ("gate", "up")]), "mlp", "embed"),
+        "down": constrain(mlp["down"]["kernel"].T, "embed", "mlp"),
     }
-    if not config.tie_embeddings:
-        weights["head"] = constrain(params["head"]["kernel"].T, "vocab", "embed")
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
+    if config.qkv_bias:
+        weights["qkv_bias"] = constrain(fuse([attention[name]["bias"].reshape(-1) for name in names]), "heads")
+    if config.output_bias:
+        weights["output_bias"] = attention["output"]["bias"]
+    if config.qk_norm:
+        weights |= {name: attention[name]["scale"] for name in ("query_norm", "key_norm")}
+    return weights
