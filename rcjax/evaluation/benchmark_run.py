@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def _run(
     return found, [_row(benchmark, sample, scored) for sample in samples]
 
 
-def _programs(samples: Any) -> list[CodeSample]:
+def _programs(samples: Iterable[Generated]) -> list[CodeSample]:
     return [CodeSample(sample.task_id, sample.solution) for sample in samples]
 
 
