@@ -60,7 +60,8 @@ class Call:
       suite: "base" or "plus".
       entry_point: name of the function.
       rule: of ``isolated/evalplus_rules.py``.
-      seconds: time limit of each input.
+      first: the first input to call it on.
+      seconds: time limit of each input from there on; the calls end with them.
       memory_mb: address space that the program may take, MiB.
       record: the program is the canonical one: send its time before each output.
     """
@@ -73,6 +74,7 @@ class Call:
     seconds: Sequence[float]
     memory_mb: int
     record: bool = False
+    first: int = 0
 
 
 def packages() -> list[str]:
@@ -170,7 +172,13 @@ class CallWorker:
         usual = min(call.seconds, default=0.0)  # of most inputs: only the others are sent
         longer = {index: limit for index, limit in enumerate(call.seconds) if limit != usual}
         head = {field.name: getattr(call, field.name) for field in dataclasses.fields(call) if field.name != "seconds"}
-        return {**head, "seconds": usual, "longer": longer, "limits": dataclasses.asdict(limits)}
+        return {
+            **head,
+            "seconds": usual,
+            "count": len(call.seconds),
+            "longer": longer,
+            "limits": dataclasses.asdict(limits),
+        }
 
     def hand_in(self, expected: bytes, atol: float) -> None:
         """Answers a frame FOREIGN."""

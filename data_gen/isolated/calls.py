@@ -144,7 +144,8 @@ class Calls:
 
     def __init__(self, request: dict):
         self.request = request
-        self.inputs = INPUTS[request["task"]][request["suite"]]
+        first = request["first"]
+        self.inputs = list(INPUTS[request["task"]][request["suite"]])[first : first + request["count"]]
         self.rule, self.record = request["rule"], request["record"]
         self.write, self.encode, self.pack, self.foreign = os.write, outputs.encode, pack, outputs.Foreign
         self.clock, self.too_large = time.perf_counter, outputs.TooLarge

@@ -7,8 +7,9 @@ returned (``expected.py``); ``data_gen/call_sandbox.py`` says who holds what. Li
     all inputs of a run may take min(60 s, the sum of those limits) and 2 s; more is "timeout", as a crash is
     the first wrong output ends the run
 
-What is quicker here: inputs are loaded once a worker, not sent with each program; the longest runs start first; equal
-programs are run once; outputs that come as the same bytes need no comparison.
+What is quicker here: inputs are loaded once a worker, not sent with each program; the longest runs start first, and
+those of programs that can keep no state (``stateless.py``) are cut into parts; equal programs are run once; outputs
+that come as the same bytes need no comparison.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 import pickle
 import reprlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,12 +45,14 @@ from data_gen.isolated import feedback
 from data_gen.isolated.evalplus_rules import FLOATS_ATOL, rule_of
 from rcjax.evaluation.expected import SUITES, Expected, expected_outputs, inputs_of
 from rcjax.evaluation.samples import CodeSample
+from rcjax.evaluation.stateless import is_stateless
 from rcjax.evaluation.tasks import Benchmark, Task
 
 MIN_SECONDS = 1.0
 FACTOR = 4.0
 MOST_SECONDS = 60.0  # of a whole run
 MORE_SECONDS = 2.0  # what evalplus grants a run beyond
+PART_SECONDS = 2.0  # of the canonical program: about so long is a part of a run that is cut
 # evalplus limits a run to 4 GiB of address space, in which it holds the expected outputs of the whole benchmark: this
 # is what is left to a program (VmSize measured in evalplus 0.3.1; in MBPP+ it shrinks in the course of a run). One
 # input of Mbpp/255 needs more, so no program passes it there.
@@ -62,17 +66,30 @@ FIND_ZERO = (
 
 @dataclasses.dataclass(frozen=True)
 class SuiteVerdict:
-    """How a program fared on base or plus inputs.
+    """How a program fared on base or plus inputs, or on a part of them.
 
     Attributes:
       status: "pass", "fail" or "timeout".
       failure: what went wrong on which input, "" on pass.
       own_equality: an object of the program's own compared itself on the way.
+      seconds: wall time.
     """
 
     status: str
     failure: str = ""
     own_equality: bool = False
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(order=True)
+class _Part:
+    """A range of the inputs of a suite; sorts by the time that the canonical program took for it, longest first."""
+
+    cost: float
+    number: int  # of the program
+    suite: str
+    first: int
+    last: int
 
 
 def score(
@@ -86,15 +103,18 @@ def score(
 
     expected = expected_outputs(benchmark, workers)
     suites = SUITES if benchmark.has_plus else SUITES[:1]
-    programs: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+    indices: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
     for index, sample in enumerate(samples):
-        programs[sample.task_id, sample.solution].append(index)
-    todo = []
+        indices[sample.task_id, sample.solution].append(index)
+    programs = list(indices)
+    todo: list[_Part] = []
+    found: dict[tuple[int, str], dict[int, SuiteVerdict | None]] = {}
     for number, (task_id, source) in enumerate(programs):
         for suite in suites:
-            todo.append((-sum(expected.suite(task_id, suite).seconds), number, suite, task_id, source))
+            parts = _parts(number, suite, source, expected.suite(task_id, suite).seconds)
+            found[number, suite] = {part.first: None for part in parts}
+            todo += parts
     heapq.heapify(todo)
-    verdicts: dict[tuple[str, str], dict[str, SuiteVerdict]] = collections.defaultdict(dict)
     lock, failures = threading.Lock(), []
     tasks = {task_id: benchmark.tasks[task_id] for task_id, _ in programs}
     inputs = {task_id: inputs_of(task) for task_id, task in tasks.items()}
@@ -106,15 +126,24 @@ def score(
                 with lock:
                     if not todo:
                         return
-                    _, _, suite, task_id, source = heapq.heappop(todo)
-                verdict = run_suite(worker, judge, tasks[task_id], suite, source, expected)
+                    part = heapq.heappop(todo)
+                    others = found[part.number, part.suite]
+                    decided = any(one and one.status != "pass" for first, one in others.items() if first < part.first)
+                task_id, source = programs[part.number]
+                if decided:  # an earlier part ended the run
+                    verdict = SuiteVerdict("pass")
+                else:
+                    verdict = run_part(worker, judge, tasks[task_id], source, expected, part)
                 with lock:
-                    found = verdicts[task_id, source]
-                    found[suite] = verdict
-                    if len(found) == len(suites):
-                        whole = _joined(found, SampleVerdict)
-                        for index in programs[task_id, source]:
-                            done(index, whole)
+                    others[part.first] = verdict
+                    whole = [found[part.number, suite] for suite in suites]
+                    if all(None not in parts.values() for parts in whole):
+                        joined = []
+                        for suite, parts in zip(suites, whole, strict=True):
+                            limits = time_limits(expected.suite(task_id, suite).seconds)
+                            joined.append(_whole([parts[first] for first in sorted(parts)], total_limit(limits)))
+                        for index in indices[task_id, source]:
+                            done(index, _verdict(joined, SampleVerdict))
         except BaseException as error:
             failures.append(error)
         finally:
@@ -135,33 +164,72 @@ def score(
         raise failures[0]
 
 
-def _joined(found: dict[str, SuiteVerdict], make: Callable[..., Any]) -> Any:
-    base, plus = found["base"], found.get("plus")
+def time_limits(seconds: Sequence[float]) -> list[float]:
+    """Seconds that a program may take for each input, from those of the canonical program."""
+    return [max(MIN_SECONDS, FACTOR * one) for one in seconds]
+
+
+def total_limit(limits: Sequence[float]) -> float:
+    """Seconds that a program may take for all inputs."""
+    return min(MOST_SECONDS, sum(limits)) + MORE_SECONDS
+
+
+def _parts(number: int, suite: str, source: str, seconds: Sequence[float]) -> list[_Part]:
+    """The inputs of a suite in one part, or in several of about ``PART_SECONDS`` where their order can not matter."""
+    if sum(seconds) < 2 * PART_SECONDS or not is_stateless(source):
+        return [_Part(-sum(seconds), number, suite, 0, len(seconds))]
+    parts, first, taken = [], 0, 0.0
+    for index, one in enumerate(seconds):
+        taken += one
+        if taken >= PART_SECONDS or index == len(seconds) - 1:
+            parts.append(_Part(-taken, number, suite, first, index + 1))
+            first, taken = index + 1, 0.0
+    return parts
+
+
+def _whole(parts: Sequence[SuiteVerdict], limit: float) -> SuiteVerdict:
+    """What one run over all parts would have come to."""
+    seconds = 0.0
+    for part in parts:
+        seconds += part.seconds
+        if seconds > limit:
+            return SuiteVerdict("timeout", f"TimeoutError: no end within {limit:g} s\n", part.own_equality)
+        if part.status != "pass":
+            return part
+    return SuiteVerdict("pass", "", any(part.own_equality for part in parts))
+
+
+def _verdict(suites: Sequence[SuiteVerdict], make: Callable[..., Any]) -> Any:
+    base, plus = suites[0], suites[1] if len(suites) > 1 else None
     failure = base.failure or (plus.failure if plus else "")
-    note = OWN_EQUALITY if any(verdict.own_equality for verdict in found.values()) else ""
+    note = OWN_EQUALITY if any(suite.own_equality for suite in suites) else ""
     return make(base=base.status, plus=plus and plus.status, failure=failure, note=note)
 
 
-def run_suite(
-    worker: CallWorker, judge: Judge, task: Task, suite: str, source: str, expected: Expected
+def run_part(
+    worker: CallWorker, judge: Judge, task: Task, source: str, expected: Expected, part: _Part
 ) -> SuiteVerdict:
-    """Runs one program on the inputs of one suite."""
+    """Runs one program on a part of its task's inputs."""
+    suite, first, last = part.suite, part.first, part.last
     outputs = expected.suite(task.id, suite)
-    limits = [max(MIN_SECONDS, FACTOR * seconds) for seconds in outputs.seconds]
+    limits = time_limits(outputs.seconds)
     call = Call(
         source=source,
         task=task.id,
         suite=suite,
         entry_point=task.entry_point,
         rule=rule_of(task.data["family"], task.entry_point),
-        seconds=limits,
+        seconds=limits[first:last],
         memory_mb=MEMORY_MB[task.data["family"]],
+        first=first,
     )
     contents = expected.contents(task.id, suite)
     for _ in range(2):  # a worker may be lost through no fault of the program, but hardly twice
         run = _Run(worker, judge, task, suite, call, contents, outputs.same, outputs.floats)
+        started = time.monotonic()
         with contextlib.suppress(CallsLost):
-            return run.verdict(min(MOST_SECONDS, sum(limits)) + MORE_SECONDS)
+            verdict = run.verdict(total_limit(limits))
+            return dataclasses.replace(verdict, seconds=time.monotonic() - started)
     return SuiteVerdict("timeout", "Crashed: the program took its interpreter down\n")
 
 
@@ -171,8 +239,10 @@ class _Run:
     def __init__(self, worker, judge, task, suite, call, contents, same, floats):
         self.worker, self.judge, self.task, self.suite, self.call = worker, judge, task, suite, call
         self.contents, self.same, self.floats = contents, same, floats
+        self.at, self.last = call.first, call.first + len(call.seconds)
         self.atol = task.data["atol"]
-        self.at = 0
+        if self.atol == 0 and any(floats[: self.at]):
+            self.atol = FLOATS_ATOL
         self.own_equality = self.loaded = False
 
     def verdict(self, seconds: float) -> SuiteVerdict:
@@ -192,7 +262,7 @@ class _Run:
                         if failure:
                             return self._failed(failure)
                         self.at += 1
-                    if not raised and self.loaded and self.at == len(self.contents):
+                    if not raised and self.loaded and self.at == self.last:
                         return self._passed()
         except OutOfTime:
             if not raised:
@@ -232,15 +302,15 @@ class _Run:
             error = feedback.genuine(json.loads(content))
         except ValueError:
             return "an exception that can not be shown\n"
-        if error["type"] in ("_TimeUp", "TimeoutException") and self.loaded and self.at < len(self.contents):
-            return f"TimeoutError: no result within {self.call.seconds[self.at]:.3g} s\n"
+        if error["type"] in ("_TimeUp", "TimeoutException") and self.loaded and self.at < self.last:
+            return f"TimeoutError: no result within {self.call.seconds[self.at - self.call.first]:.3g} s\n"
         return feedback.written(error, self.call.source.splitlines())
 
     def _failed(self, failure: str) -> SuiteVerdict:
         return self._ended("fail", failure)
 
     def _ended(self, status: str, failure: str) -> SuiteVerdict:
-        if self.loaded and self.at < len(self.contents):
+        if self.loaded and self.at < self.last:
             arguments = ", ".join(_SHORT.repr(argument) for argument in self._arguments())
             failure = f"{self.task.entry_point}({arguments}): {failure}"
         return SuiteVerdict(status, failure, self.own_equality)

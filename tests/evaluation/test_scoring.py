@@ -19,6 +19,7 @@ from rcjax.evaluation.expected import Expected, expected_outputs
 from rcjax.evaluation.python_sets import with_find_zero_fixed
 from rcjax.evaluation.samples import CodeSample, SampleSet, read_samples
 from rcjax.evaluation.scoring import SampleVerdict, score_samples
+from rcjax.evaluation.stateless import is_stateless
 from tests.conftest import ROOT, shared_directory
 from tests.evaluation.small_benchmarks import HUMANEVAL, HUMANEVAL_PLUS, MBPP, MBPP_PLUS, write_lines
 
@@ -269,7 +270,7 @@ def double(x):
     "reads the cache": """
 import os
 def double(x):
-    for place in ('CACHE', '/root', '/home', '/work', '/tmp'):
+    for place in ('CACHE', '/root', '/home', '/var', '/tmp'):
         for directory, _, files in os.walk(place):
             if any(name.endswith('.outputs') for name in files):
                 return 2 * x
@@ -479,3 +480,54 @@ def test_published_samples(tmp_path, name, data, stem):
     for task_id, (verdict,) in score.verdicts.items():
         (row,) = theirs[task_id]
         assert (verdict.base, verdict.plus) == (row["base_status"], row["plus_status"]), (task_id, verdict)
+
+
+# ---- runs in parts
+
+
+@pytest.mark.parametrize(
+    ("source", "stateless"),
+    [
+        (
+            '"""Doc."""\nimport math\nK = (1, -2)\ndef f(x, y=1):\n    s = [K]\n    s.append(math.e)\n    return s\n',
+            True,
+        ),
+        ("def f(x):\n    def g():\n        nonlocal x\n        x += 1\n    g()\n    return x\n", True),
+        ("seen = []\ndef f(x):\n    seen.append(x)\n", False),
+        ("def f(x, seen=[]):\n    seen.append(x)\n", False),
+        ("n = 0\ndef f(x):\n    global n\n    n += 1\n", False),
+        ("def f(x):\n    f.n = x\n", False),
+        ("def f(x):\n    f.__dict__.update(n=1)\n", False),
+        ("def f(x):\n    globals()['n'] = x\n", False),
+        ("import functools\n@functools.lru_cache\ndef f(x):\n    return x\n", False),
+        ("import random\ndef f(x):\n    return random.random()\n", False),
+        ("class A:\n    n = []\ndef f(x):\n    A.n.append(x)\n", False),
+        ("from math import *\ndef f(x):\n    return x\n", False),
+        ("g = (i for i in range(3))\ndef f(x):\n    return next(g)\n", False),
+        ("def f(x) return x", False),
+    ],
+)
+def test_what_can_keep_a_state(source, stateless):
+    assert is_stateless(source) is stateless
+
+
+def test_runs_in_parts_come_to_the_same(humaneval, monkeypatch):
+    """With parts of one input each, the verdicts are those of whole runs: the first wrong output decides."""
+    codes = [
+        "def double(x):\n    return 2 * x\n",
+        "def double(x):\n    return 2 * x if x != -3 else 1 / 0\n",
+        "def double(x):\n    return 2 * x if x == 1000 else 0\n",
+        "def double(x):\n    while x == 1000:\n        x = 1000\n    return 2 * x\n",
+        "seen = []\ndef double(x):\n    seen.append(x)\n    return 2 * x if len(seen) < 3 else 0\n",
+    ]
+    floats = ["def halves(xs):\n    return [x / 2 + 1e-9 for x in xs]\n"]
+    whole = verdicts(humaneval, "HumanEval/0", *codes), verdicts(humaneval, "HumanEval/4", *floats)
+    monkeypatch.setattr(evalplus, "PART_SECONDS", 1e-9)
+    assert len(evalplus._parts(0, "plus", codes[0], [0.1, 0.1, 0.1])) == 3
+    assert len(evalplus._parts(0, "plus", codes[4], [0.1, 0.1, 0.1])) == 1
+    assert (verdicts(humaneval, "HumanEval/0", *codes), verdicts(humaneval, "HumanEval/4", *floats)) == whole
+    monkeypatch.setattr(evalplus, "MOST_SECONDS", 0.001)
+    monkeypatch.setattr(evalplus, "MORE_SECONDS", 0.45)
+    slow = "def double(x):\n    for _ in range({}):\n        pass\n    return 2 * x\n"
+    (found,) = verdicts(humaneval, "HumanEval/0", slow.format(12_000_000))
+    assert found.plus == "timeout"  # three parts of 0.2 s and more make one run of more than 0.45 s

@@ -1,0 +1,56 @@
+"""Whether a program can carry anything from one call of its functions to the next.
+
+If not, its calls may be made in any order and in several processes, with the same outputs as one after the other. The
+answer is a plain list of what is allowed; whatever else a program does means "it may".
+"""
+
+from __future__ import annotations
+
+import ast
+
+# Modules without a state that a program could change through what is allowed below.
+MODULES = frozenset(
+    ("bisect", "cmath", "collections", "fractions", "heapq", "itertools", "math", "re", "string", "typing")
+)
+# Names that reach what a reader of the source does not see.
+_NAMES = frozenset(("__builtins__", "__import__", "compile", "delattr", "eval", "exec", "getattr", "globals", "input"))
+_NAMES |= {"open", "setattr", "vars"}
+
+
+def is_stateless(source: str) -> bool:
+    """True only if no call of a function of ``source`` can change what a later call returns."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return all(map(_harmless, tree.body)) and not any(map(_reaches_out, ast.walk(tree)))
+
+
+def _harmless(statement: ast.stmt) -> bool:
+    """A statement at the top level: docstring, import, function, or a name for an immutable value."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    if isinstance(statement, ast.FunctionDef):
+        defaults = [*statement.args.defaults, *filter(None, statement.args.kw_defaults)]
+        return not statement.decorator_list and all(map(_constant, defaults))
+    if isinstance(statement, ast.Assign):
+        return all(isinstance(target, ast.Name) for target in statement.targets) and _constant(statement.value)
+    return isinstance(statement, ast.Import | ast.ImportFrom)
+
+
+def _constant(value: ast.expr) -> bool:
+    if isinstance(value, ast.Tuple):
+        return all(map(_constant, value.elts))
+    return isinstance(value.operand if isinstance(value, ast.UnaryOp) else value, ast.Constant)
+
+
+def _reaches_out(node: ast.AST) -> bool:
+    if isinstance(node, ast.Import):
+        return any(alias.name not in MODULES for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        return node.module not in MODULES or any(alias.name == "*" for alias in node.names)
+    if isinstance(node, ast.Attribute):
+        return not isinstance(node.ctx, ast.Load) or node.attr.startswith("__")
+    if isinstance(node, ast.Name):
+        return node.id in _NAMES
+    return isinstance(node, ast.Global | ast.ClassDef | ast.Await | ast.Match)
