@@ -8,12 +8,16 @@ Modes (--mode=NAME):
              build data, train a tokenizer, train, evaluate, export, report. The default.
   train      the data, tokenizer and train stages alone.
   evaluate   greedy one-off generation of a workdir's newest checkpoint on the held-out problems, run against
-             their tests; prints pass@1 and writes WORKDIR/evaluation.
+             their tests; prints pass@1 and writes WORKDIR/evaluation. With --benchmarks=humaneval+,mbpp+ the same of
+             any model, --model=DIR_OR_HUB_ID_OR_WORKDIR, on benchmarks: scores with intervals, the failures and a
+             report.html beside published rows in --output=DIR. --data=humaneval+=FILE,mbpp+=FILE names their files;
+             --rounds=N adds N - 1 rounds with real feedback; --compare=DIR tests the difference to another --output.
   export     a workdir's checkpoint as a Hugging Face directory: --output=DIR (default WORKDIR/export), --step=N
              (default the newest), --weights=ema, --dtype=bfloat16, --max_shard_size=5GB. It is read again and compared
              before it gets its name.
   generate   a prompt or a file in, code out: --prompt="Write ..." or --prompt_file=FILE (one prompt a line), from
-             --model=DIR_OR_HUB_ID (an export) or --workdir=W (its export).
+             --model=DIR_OR_HUB_ID (an export) or --workdir=W (its export). Greedy; with --temperature=T drawn
+             ([--top_p=P] [--top_k=K] [--seed=S]), --num_samples=N programs a prompt.
   ablate     many runs of one config, each with a little changed, several seeds of each, and a table of what came of
              them: --config=configs/ablations.py:tiny --workdir=W [--seeds=5] [--rows=paper,curricula,ROW]. Started in
              several shells at once, each takes runs that no other is at.
@@ -47,6 +51,7 @@ from ml_collections import config_flags
 from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
 
+_BASE_CONFIG = str(Path(__file__).resolve().parent / "configs" / "base.py")
 MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "score", "inspect")
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -55,7 +60,9 @@ CONFIG = config_flags.DEFINE_config_file(
 MODE = flags.DEFINE_enum("mode", "pipeline", MODES, "What to do; see above.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: data, tokenizer, checkpoints, metrics, report.")
 OUTPUT = flags.DEFINE_string(
-    "output", None, "Directory that --mode=export writes (it must not exist yet), or --mode=score its results.json."
+    "output",
+    None,
+    "Directory that --mode=export writes (it must not exist yet), or --mode=evaluate and score their results.",
 )
 STEP = flags.DEFINE_integer(
     "step", None, "Optimizer steps of the checkpoint that --mode=export takes; default: the newest."
@@ -69,13 +76,45 @@ MAX_SHARD_SIZE = flags.DEFINE_string(
 WEIGHTS = flags.DEFINE_enum(
     "weights", "student", ("student", "ema"), "What --mode=export takes: the parameters or their moving average."
 )
-MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or Hub id for --mode=generate and --mode=inspect.")
+MODEL = flags.DEFINE_string(
+    "model", None, "Hugging Face directory or Hub id for --mode=generate, inspect and evaluate (there a workdir, too)."
+)
 PROMPT = flags.DEFINE_string("prompt", None, "A task in words, for --mode=generate.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "File with one task a line, for --mode=generate.")
-MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest generation of --mode=generate.", lower_bound=1)
+MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens",
+    None,
+    "Longest generation; default: 256 in --mode=generate, 1024 on benchmarks in --mode=evaluate.",
+    lower_bound=1,
+)
+BENCHMARKS = flags.DEFINE_list(
+    "benchmarks", [], "Benchmarks of --mode=evaluate, e.g. humaneval+,mbpp+; none: the workdir's held-out problems."
+)
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "Programs are drawn from softmax(logits / temperature); 0: the most likely token."
+)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw among the fewest most likely tokens with this share of the probability.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Draw among so many most likely tokens; 0: among all.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws: the same seed draws the same programs.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Programs that are drawn for a prompt or task.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer(
+    "rounds",
+    1,
+    "Attempts at each task of benchmarks; from the second on with real feedback.",
+    lower_bound=1,
+)
+COMPARE = flags.DEFINE_string("compare", None, "The --output of another evaluation to compare with, task by task.")
+PROMPT_FORMAT = flags.DEFINE_enum(
+    "prompt_format", None, ("blocks", "chat", "completion"), "How a model is asked; default: by its tokenizer."
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Programs written together; default: config.evaluation.batch_size.", lower_bound=1
+)
 BENCHMARK = flags.DEFINE_string("benchmark", None, "What --mode=score scores, e.g. humaneval+.")
 SAMPLES = flags.DEFINE_string("samples", None, "File of samples for --mode=score.")
-DATA = flags.DEFINE_string("data", None, "The benchmark's file for --mode=score; default: from the Hugging Face Hub.")
+DATA = flags.DEFINE_string(
+    "data", None, "The benchmark's file; --mode=evaluate takes BENCHMARK=FILE,BENCHMARK=FILE; default: from the Hub."
+)
 ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Let --mode=score take samples of a part of the tasks.")
 WORKERS = flags.DEFINE_integer("workers", None, "Programs that --mode=score runs at a time.", lower_bound=1)
 EVALPLUS_RULES = flags.DEFINE_enum(
@@ -88,7 +127,16 @@ EVALPLUS_RULES = flags.DEFINE_enum(
 ROWS = flags.DEFINE_list("rows", ["paper"], "Groups of rows and rows that --mode=ablate runs; see the config file.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each row of --mode=ablate.", lower_bound=1)
 
-SCORE_FLAGS = (BENCHMARK, SAMPLES, DATA, ALLOW_PARTIAL, WORKERS, EVALPLUS_RULES)
+# Flags that go with some modes alone.
+MODES_OF_FLAGS = (
+    ((STEP, WEIGHTS, DTYPE, MAX_SHARD_SIZE), ("export",)),
+    ((OUTPUT,), ("export", "evaluate", "score")),
+    ((ROWS, SEEDS), ("ablate",)),
+    ((MAX_NEW_TOKENS, TEMPERATURE, TOP_P, TOP_K, SEED, NUM_SAMPLES), ("generate", "evaluate")),
+    ((BENCHMARKS, ROUNDS, COMPARE, PROMPT_FORMAT, BATCH_SIZE), ("evaluate",)),
+    ((DATA,), ("evaluate", "score")),
+    ((BENCHMARK, SAMPLES, ALLOW_PARTIAL, WORKERS, EVALPLUS_RULES), ("score",)),
+)
 
 
 class UsageError(ValueError):
@@ -103,12 +151,15 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
     try:
+        check_flags()
         if MODE.value == "generate":
             generate()
         elif MODE.value == "score":
             score()
         elif MODE.value == "inspect":
             inspect()
+        elif MODE.value == "evaluate" and on_benchmarks():
+            evaluate_on_benchmarks()
         else:
             run()
     except (ValueError, OSError) as error:
@@ -118,22 +169,30 @@ def main(argv: list[str]) -> None:
         sys.exit(2)
 
 
+def given(flag: flags.FlagHolder) -> bool:
+    """Whether a flag stands on the command line."""
+    return flags.FLAGS[flag.name].present
+
+
+def check_flags() -> None:
+    """Refuses flags that mean nothing in this mode."""
+    for group, modes in MODES_OF_FLAGS:
+        for flag in filter(given, group):
+            if MODE.value not in modes:
+                known = " or ".join(f"--mode={mode}" for mode in modes)
+                raise UsageError(f"--{flag.name} belongs to {known}, not to --mode={MODE.value}")
+
+
+def on_benchmarks() -> bool:
+    """Whether --mode=evaluate is to take benchmarks; else it takes the held-out problems of a workdir."""
+    groups = [group for group, modes in MODES_OF_FLAGS if "evaluate" in modes]
+    return bool(MODEL.value) or any(given(flag) for group in groups for flag in group)
+
+
 def run() -> None:
     """The modes that work in a workdir with a config."""
     if not WORKDIR.value:
         raise UsageError(f"--mode={MODE.value} needs --workdir=DIR, e.g. --workdir=runs/tiny")
-    for flag, needed in (
-        (STEP, "export"),
-        (WEIGHTS, "export"),
-        (DTYPE, "export"),
-        (MAX_SHARD_SIZE, "export"),
-        (OUTPUT, "export"),
-        *((flag, "score") for flag in SCORE_FLAGS),
-        (ROWS, "ablate"),
-        (SEEDS, "ablate"),
-    ):
-        if flags.FLAGS[flag.name].present and MODE.value != needed:
-            raise UsageError(f"--{flag.name} belongs to --mode={needed}, not to --mode={MODE.value}")
     config = CONFIG.value or stored_config(WORKDIR.value)
     if MODE.value in ("evaluate", "export") and not os.path.isdir(os.path.join(WORKDIR.value, "checkpoints")):
         raise UsageError(f"--workdir={WORKDIR.value} holds no checkpoint; train first or name another")
@@ -172,6 +231,49 @@ def run() -> None:
         pipeline.say_evaluation()
     else:
         pipeline.export(params, step, OUTPUT.value, dtype=DTYPE.value, max_shard_size=MAX_SHARD_SIZE.value)
+
+
+def evaluate_on_benchmarks() -> None:
+    """Scores of any model on benchmarks, and the comparison of two evaluations."""
+    from rcjax.evaluation import command
+
+    directory = WORKDIR.value
+    if MODEL.value and os.path.isdir(os.path.join(MODEL.value, "checkpoints")):
+        directory = MODEL.value
+    source = None if directory and directory == (MODEL.value or directory) else MODEL.value
+    output = OUTPUT.value or (os.path.join(directory, "benchmarks") if directory else None)
+    if output is None:
+        raise UsageError("--mode=evaluate on benchmarks needs --output=DIR for the scores")
+    if not BENCHMARKS.value:
+        if COMPARE.value is None:
+            raise UsageError(
+                "--mode=evaluate of a --model, or with flags for benchmarks, needs --benchmarks=NAMES, e.g. "
+                "--benchmarks=humaneval+,mbpp+"
+            )
+        command.compare(output, COMPARE.value)
+        return
+    if source is None and directory is None:
+        raise UsageError("--mode=evaluate needs --model=DIR_OR_HUB_ID_OR_WORKDIR or --workdir=W")
+    config = CONFIG.value or (stored_config(directory) if source is None else _load_config(_BASE_CONFIG))
+    settings = dict(
+        max_new_tokens=MAX_NEW_TOKENS.value or command.MAX_NEW_TOKENS,
+        num_samples=NUM_SAMPLES.value,
+        **sampling_flags(),
+        rounds=ROUNDS.value,
+        prompt_format=PROMPT_FORMAT.value,
+        dtype=config.train.compute_dtype,
+        batch_size=BATCH_SIZE.value or config.evaluation.batch_size,
+    )
+    command.evaluate(
+        config,
+        benchmarks=BENCHMARKS.value,
+        data=DATA.value.split(",") if DATA.value else [],
+        settings=settings,
+        output=output,
+        source=source,
+        workdir=directory if source is None else None,
+        compare=COMPARE.value,
+    )
 
 
 def score() -> None:
@@ -224,6 +326,7 @@ def generate() -> None:
         raise UsageError("--mode=generate needs --model=DIR (an exported model) or --workdir=W")
     if (PROMPT.value is None) == (PROMPT_FILE.value is None):
         raise UsageError("--mode=generate needs either --prompt=TEXT or --prompt_file=FILE")
+    sampling = sampling_flags()
     if PROMPT.value is not None:
         prompts = [PROMPT.value]
     else:
@@ -232,12 +335,36 @@ def generate() -> None:
     from rcjax.hf.hub import model_directory
 
     directory = model_directory(directory)
-    print("\n\n".join(generate_programs(directory, prompts, MAX_NEW_TOKENS.value)))
+    print(
+        "\n\n".join(
+            generate_programs(
+                directory, prompts, MAX_NEW_TOKENS.value or 256, num_samples=NUM_SAMPLES.value, **sampling
+            )
+        )
+    )
+
+
+def sampling_flags() -> dict[str, float | int]:
+    """How programs are drawn, as keyword arguments of ``rcjax.decode.generate``."""
+    from rcjax.decode.sampling import check_range
+
+    values = {flag.name: flag.value for flag in (TEMPERATURE, TOP_P, TOP_K, SEED)}
+    check_range(**values, prefix="--")
+    if not TEMPERATURE.value:
+        useless = list(filter(given, (TOP_P, TOP_K, SEED, NUM_SAMPLES)))
+        if useless:
+            raise UsageError(
+                f"--{useless[0].name}={useless[0].value} changes nothing without draws; add --temperature=T, e.g. 0.8"
+            )
+    return values
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an unknown config field answered by the near ones."""
     argv = [argument.replace("--allow-partial", "--allow_partial", 1) for argument in argv]
+    names = [argument.partition("=")[0] for argument in argv]
+    if "--mode=evaluate" in argv and "--config" not in names and any(name.startswith("--config.") for name in names):
+        argv = [argv[0], f"--config={_BASE_CONFIG}", *argv[1:]]  # a model of somebody else's has no config
     for argument in argv:
         path = argument.removeprefix("--config=").partition(":")[0]
         if path != argument.partition(":")[0] and not os.path.isfile(path):

@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--samples", default="", help="canonical, mutants, or a file; default: the published samples")
     parser.add_argument("--python", default=sys.executable, help="interpreter with evalplus 0.3.1")
     flags = parser.parse_args()
+    sys.argv = [argument for argument in sys.argv if not argument.startswith("--python=")]  # the record names no paths
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         for name in flags.sets.split(","):

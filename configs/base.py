@@ -167,6 +167,9 @@ def get_config() -> ConfigDict:
             problems=0,  # of the held-out split; 0: all
             max_new_tokens=128,
             batch_size=64,
+            every=0,  # optimizer steps between evaluations during training, beside it; 0: none
+            # Files of benchmarks (--mode=evaluate --benchmarks=...); empty: from the Hub, where it has them.
+            data=ConfigDict(dict(humaneval="", humaneval_plus="", mbpp="", mbpp_plus="")),
         )
     )
     config.export = ConfigDict(dict(dtype="float32", max_shard_size="5GB"))

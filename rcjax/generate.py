@@ -43,8 +43,14 @@ def answers(
     return [text(answer) for answer in ids]
 
 
-def generate_programs(directory: str, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Programs that an exported model writes, one a prompt."""
+def generate_programs(
+    directory: str, prompts: Sequence[str], max_new_tokens: int, *, num_samples: int = 1, **sampling: float | int
+) -> list[str]:
+    """Programs that an exported model writes, ``num_samples`` a prompt, one prompt behind the other.
+
+    Args:
+      sampling: ``temperature``, ``top_p``, ``top_k`` and ``seed`` of ``rcjax.decode.generate``.
+    """
     from rcjax.decode import generate
     from rcjax.evaluation.score import extract_code
     from rcjax.hf.load import load_model
@@ -52,9 +58,9 @@ def generate_programs(directory: str, prompts: Sequence[str], max_new_tokens: in
 
     config, params = load_model(directory)
     said = answers(
-        functools.partial(generate, config, params),
+        functools.partial(generate, config, params, **sampling),
         codec(load_tokenizer(directory)),
-        prompts,
+        [prompt for prompt in prompts for _ in range(num_samples)],
         max_new_tokens=max_new_tokens,
     )
     return [extract_code(text).rstrip() for text in said]

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 import rcjax
 from rcjax.data import records
-from rcjax.progress import progress, say
+from rcjax.progress import progress, say, silent
 from rcjax.workdir import EVALUATION_FILE, METRICS_FILE, Workdir, WorkdirError, read_json, write_json
 
 
@@ -165,6 +165,7 @@ class Pipeline:
                 data.repeats,
                 load=self._load,
                 teacher=self.teacher,
+                evaluate=self._evaluate_beside if self.config.evaluation.get("every", 0) else None,
             )
             stage.did_something = run.steps_done > 0
         return run.params, run.steps
@@ -238,27 +239,43 @@ class Pipeline:
             self._remember(step, self.workdir.evaluation)
 
     def _evaluate(self, params: Any, directory: Path, title: str) -> None:
-        from rcjax.decode import generate
-        from rcjax.evaluation.problems import read_problems
         from rcjax.evaluation.score import evaluate
-        from rcjax.generate import answers
 
-        settings = self.config.evaluation
-        source = self.config.data.heldout or self.train_directory
-        problems = read_problems(records.read_split(source, records.HELDOUT), settings.problems or None)
+        problems = self._heldout_problems
 
         def write_programs(prompts: list[str]) -> list[str]:
             with progress(f"{title}: writing programs", total=len(prompts), unit="programs") as bar:
-                return answers(
-                    functools.partial(generate, self.model_config, params),
-                    self.codec,
-                    prompts,
-                    max_new_tokens=settings.max_new_tokens,
-                    batch_size=settings.batch_size,
-                    on_advance=bar.advance,
-                )
+                return self._write_programs(params, prompts, bar.advance)
 
         evaluate(problems, write_programs).save(directory)
+
+    def _evaluate_beside(self, params: Any) -> dict[str, float]:
+        """The figures of ``evaluate`` for parameters on the host, without a word: training shows its own progress."""
+        from rcjax.evaluation.score import evaluate
+
+        found = evaluate(self._heldout_problems, functools.partial(self._write_programs, params), progress=silent)
+        lengths = [len(sample.generation) for sample in found.samples]
+        return {"pass@1": found.pass_at(1), "mean_characters": sum(lengths) / len(lengths)}
+
+    @cached_property
+    def _heldout_problems(self):
+        from rcjax.evaluation.problems import read_problems
+
+        source = self.config.data.heldout or self.train_directory
+        return read_problems(records.read_split(source, records.HELDOUT), self.config.evaluation.problems or None)
+
+    def _write_programs(self, params: Any, prompts: list[str], on_advance: Any = None) -> list[str]:
+        from rcjax.decode import generate
+        from rcjax.generate import answers
+
+        return answers(
+            functools.partial(generate, self.model_config, params),
+            self.codec,
+            prompts,
+            max_new_tokens=self.config.evaluation.max_new_tokens,
+            batch_size=self.config.evaluation.batch_size,
+            on_advance=on_advance,
+        )
 
     def export(
         self,
@@ -400,8 +417,9 @@ class _Stage:
 
 
 def last_metrics(directory: Path) -> dict[str, Any]:
-    """The last line of a finished run's metrics."""
-    return json.loads((directory / METRICS_FILE).read_text().splitlines()[-1])
+    """The last step's line of a finished run's metrics; lines of evaluations may stand behind it."""
+    rows = map(json.loads, reversed((directory / METRICS_FILE).read_text().splitlines()))
+    return next(row for row in rows if "computed_tokens" in row)
 
 
 def versions() -> dict[str, str]:

@@ -82,6 +82,22 @@ def progress(title: str, total: float | None = None, unit: str = "items", done: 
         yield bar
 
 
+class _Silent:
+    """A bar that shows nothing."""
+
+    def advance(self, amount: float = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def silent(*_: object, **__: object) -> Iterator[_Silent]:
+    """As ``progress``, for work beside other work that shows its own."""
+    yield _Silent()
+
+
 def say(text: str) -> None:
     """One line to the user, at once."""
     print(text, flush=True)

@@ -1,4 +1,4 @@
-"""Greedy generation gives what transformers' generate gives, however prompts are batched."""
+"""Greedy generation gives what transformers' generate gives, however rows are retired, replaced and laid on devices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pytest
 
 from rcjax import decode
 from rcjax import model as llama
+from rcjax.decode import engine
+from rcjax.sharding import make_mesh
+from rcjax.train.state import param_shardings
 from tests.model.peers import CONFIGS, make_config, random_params, torch, transformers_model
 
 
@@ -35,17 +38,7 @@ def make_prompts(config, count, seed=0, longest=45):
     return [rng.integers(3, config.vocab_size, rng.integers(1, longest)).tolist() for _ in range(count)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "deepseek-coder",
-        "biases, tied, coarse eps",
-        "yarn with mscale",
-        "mistral",
-        "qwen2, windows in some layers",
-        "qwen3, biases, windows",
-    ],
-)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_random_model_equals_transformers(name):
     config = make_config(**CONFIGS[name])
     params = random_params(config, seed=1, dtype=np.float32)
@@ -90,6 +83,34 @@ def test_trained_model_equals_transformers_and_continues_the_pattern():
     params = jax.tree.map(np.asarray, params)
     assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 20, [stop])
     assert any(0 < len(new) < 20 for new in ours)
+
+
+def test_rows_of_all_lengths_grow_shrink_and_replace_each_other():
+    """The ring wraps, gets more slots and fewer; prompts take several pieces; a row outlives many neighbours."""
+    config = make_config(**CONFIGS["mistral"])
+    params = random_params(config, seed=11, dtype=np.float32)
+    rng = np.random.default_rng(12)
+    lengths = [200, 1, 130, 64, 65, 3, 128, 2, 63, 17, 1, 5]
+    prompts = [rng.integers(3, 61, length).tolist() for length in lengths]
+    stops = [1]
+    ours = decode.generate(config, params, prompts, max_new_tokens=90, stop_ids=stops, batch_size=3)
+    assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 90, stops)
+    assert {len(new) == 90 for new in ours} == {True, False}
+
+
+def test_prompts_that_begin_alike_share_the_work_and_keep_their_ends(monkeypatch):
+    config = make_config(num_layers=1)
+    params = random_params(config, seed=13, dtype=np.float32)
+    rng = np.random.default_rng(14)
+    beginning = rng.integers(3, 61, 150).tolist()
+    prompts = [beginning + rng.integers(3, 61, size).tolist() for size in (0, 3, 20, 3, 60)] + [beginning]
+    pieces = []
+    run_piece = engine._run_piece
+    monkeypatch.setattr(engine, "_run_piece", lambda *a: pieces.append(int(a[5])) or run_piece(*a))
+    ours = decode.generate(config, params, prompts, max_new_tokens=12, stop_ids=[], batch_size=2)
+    assert ours == peer_generate(transformers_model(config, params, torch.float32), prompts, 12, [])
+    assert ours[0] == ours[5]
+    assert pieces.count(0) == 1  # the first piece is run once; the shortest prompt, given twice, has none of its own
 
 
 def test_batching_changes_nothing_and_progress_adds_up():
@@ -157,3 +178,80 @@ def test_odd_input():
         decode.generate(config, params, [[3], []], max_new_tokens=4, stop_ids=[])
     with pytest.raises(ValueError, match="prompt 0 holds id 61, but the model knows ids 0 to 60"):
         decode.generate(config, params, [[61]], max_new_tokens=4, stop_ids=[])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_stop_fn_ends_a_result_at_the_first_token_for_which_it_says_yes(batch_size):
+    config = make_config(num_layers=1)
+    params = random_params(config, seed=15, dtype=np.float32)
+    prompts = make_prompts(config, 9, seed=16)
+    free = decode.generate(config, params, prompts, max_new_tokens=40, stop_ids=[], batch_size=batch_size)
+    marks = [new[size] for new, size in zip(free, (0, 1, 5, 15, 16, 17, 30, 39, 20), strict=True)]
+    asked = []
+
+    def stop(index, new):
+        asked.append((index, len(new)))
+        return marks[index] in new
+
+    results = {}
+    options = dict(max_new_tokens=40, stop_ids=[], batch_size=batch_size, stop_fn=stop)
+    cut = decode.generate(config, params, prompts, **options, on_result=results.__setitem__)
+    assert cut == [new[: new.index(mark) + 1] for new, mark in zip(free, marks, strict=True)]
+    assert results == dict(enumerate(cut))
+    assert len(asked) < sum(map(len, cut))  # not after each token
+
+
+def test_results_come_as_soon_as_they_are_there():
+    config = make_config(num_layers=1)
+    params = random_params(config, seed=15, dtype=np.float32)
+    prompts = make_prompts(config, 9, seed=16)
+    log = []
+    ours = decode.generate(
+        config, params, prompts, max_new_tokens=40, stop_ids=[], batch_size=2,
+        on_result=lambda index, tokens: log.append((index, tokens)), on_advance=log.append,
+    )  # fmt: skip
+    assert sorted(entry for entry in log if isinstance(entry, tuple)) == list(enumerate(ours))
+    assert sum(entry for entry in log if isinstance(entry, int)) == 9
+    assert isinstance(log[-1], int)
+    assert sum(isinstance(entry, int) for entry in log) >= 5  # two rows, nine prompts
+
+
+@pytest.mark.parametrize("name", ["qwen2, windows in some layers", "biases, tied, coarse eps"])
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 2, "data": 4}, {"fsdp": 8}])
+def test_a_mesh_gives_what_one_device_gives(name, axes):
+    config = make_config(**CONFIGS[name], vocab_multiple=8)
+    params = random_params(config, seed=17, dtype=np.float32)
+    prompts = make_prompts(config, 11, seed=18, longest=80)
+    mesh = make_mesh(axes)
+    laid = jax.tree.map(jax.device_put, params, param_shardings(config, mesh))
+    for options in (dict(), dict(temperature=0.9, top_p=0.9, seed=3)):
+        options |= dict(max_new_tokens=20, stop_ids=[5, 9, 12, 14, 30, 40], batch_size=8)
+        assert decode.generate(config, laid, prompts, **options) == decode.generate(config, params, prompts, **options)
+    # Groups of prompts that are not full, and rows that are free again at once.
+    results = []
+    everything = dict(
+        max_new_tokens=20, stop_ids=range(61), batch_size=8, on_result=lambda *result: results.append(result)
+    )
+    assert decode.generate(config, laid, prompts, **everything) == [[]] * 11
+    assert sorted(results) == [(index, []) for index in range(11)]
+
+
+def test_rows_and_heads_lie_on_their_devices():
+    """The cache, the largest thing in memory, is split over all axes of the mesh, and stays so."""
+    config = make_config(num_layers=1, vocab_multiple=8)
+    params = random_params(config, seed=17, dtype=np.float32)
+    laid = jax.tree.map(jax.device_put, params, param_shardings(config, make_mesh({"data": 4, "tensor": 2})))
+    seen = []
+    chunk = engine._chunk
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_chunk", lambda *a: seen.append([_part(x) for x in jax.tree.leaves(a[2])]) or chunk(*a))
+        prompts = make_prompts(config, 12, seed=19)
+        decode.generate(config, laid, prompts, max_new_tokens=50, stop_ids=[5], batch_size=8)
+    assert len(seen) > 2
+    assert {part for parts in seen for part in parts} == {(1 / 4, 1 / 2)}
+
+
+def _part(cache):
+    """What share of rows and heads the first device holds."""
+    shape = cache.addressable_shards[0].data.shape
+    return shape[0] / cache.shape[0], shape[1] / cache.shape[1]

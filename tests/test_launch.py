@@ -113,6 +113,54 @@ def test_export_loads_in_transformers_and_generate_mode_writes_code(whole):
     assert ours.stdout.strip() == extract_code(theirs).strip()
 
 
+def test_generate_mode_draws_as_many_programs_as_asked_for(whole):
+    export = whole[0] / "export"
+    prompts = export.parent / "two_prompts"
+    prompts.write_text("Return the largest number of xs.\n\nReturn the sum of xs.\n")
+
+    def draw(*arguments):
+        where = ("--mode=generate", f"--model={export}", f"--prompt_file={prompts}", "--max_new_tokens=12")
+        done = subprocess.run(
+            [sys.executable, "launch.py", *where, *arguments],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    options = ("--temperature=1.5", "--top_p=0.99", "--top_k=300", "--num_samples=3")
+    drawn = draw(*options, "--seed=1")
+    assert len(set(drawn.split("\n\n"))) > 3  # two prompts alone would be two programs
+    assert drawn == draw(*options, "--seed=1")
+    assert drawn != draw(*options, "--seed=2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--temperature=-1"], "--temperature is -1.0; expected 0 (the most likely token) or more"),
+        (["--temperature=1", "--top_p=1.5"], "--top_p is 1.5; expected above 0 and at most 1"),
+        (["--temperature=1", "--top_k=-2"], "--top_k is -2; expected 0 (all tokens) or more"),
+        (["--temperature=1", "--seed=-2"], "--seed is -2; expected 0 to 4294967295"),
+        (["--num_samples=4"], "--num_samples=4 changes nothing without draws; add --temperature"),
+        (["--top_p=0.9"], "--top_p=0.9 changes nothing without draws; add --temperature"),
+    ],
+)
+def test_sampling_flags_that_can_not_be_meant_are_named(arguments, words):
+    done = subprocess.run(
+        [sys.executable, "launch.py", "--mode=generate", "--model=runs/none", "--prompt=x", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_resume_after_sigkill_is_bit_identical(whole, tmp_path):
     """Killed at several moments, restarted with the same command: same metrics, same exported weights."""
     reference, _ = whole
@@ -254,6 +302,7 @@ def test_missing_flags_and_files(tmp_path):
     assert "--workdir" in complaint()
     assert "no_such.py" in complaint(f"--workdir={tmp_path}/r", config="configs/no_such.py", fields=[])
     assert "no checkpoint" in complaint("--mode=evaluate", f"--workdir={tmp_path}/r2")
+    assert "--top_k belongs to --mode=generate" in complaint(f"--workdir={tmp_path}/r", "--top_k=5")
 
 
 def test_help_names_every_mode_quickly():

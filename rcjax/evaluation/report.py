@@ -19,7 +19,6 @@ from rcjax.evaluation.charts import Panel, Point, Series, line_chart, number
 
 NUM_SAMPLES = 5
 _CLIP = 6000  # characters of one text that a page shows; a looping generation must not fill it
-_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _SHOWN_SUMMARY = {"name", "seconds", "versions", "command", "num_params", "created"}
 
 
@@ -43,18 +42,10 @@ def write_report(
       summary: run facts. ``name`` (default: the directory's name), ``created``, ``command``, ``num_params``,
         ``seconds`` {stage: s}, ``versions`` {package: version}; every further key is listed as it is.
     """
-    import jinja2  # late: the numbers above need none of it
-
     path = Path(path)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    metrics = [row for row in metrics if isinstance(row.get("step"), int)]
-    page = environment.get_template(_TEMPLATE.name).render(
+    # By step: results of evaluations beside the training come late.
+    metrics = sorted((row for row in metrics if isinstance(row.get("step"), int)), key=lambda row: row["step"])
+    page = template("report.html.jinja").render(
         name=str(summary.get("name") or path.resolve().parent.name),
         created=str(summary.get("created") or datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
         command=summary.get("command"),
@@ -66,15 +57,29 @@ def write_report(
         errors=_shares((evaluation or {}).get("errors"))[:8],
         samples=[_sample(sample) for sample in pick_samples((evaluation or {}).get("samples") or [], NUM_SAMPLES)],
         stages=_stages(summary.get("seconds")),
-        facts=list(_flatten({key: summary[key] for key in summary if key not in _SHOWN_SUMMARY})),
+        facts=list(flatten({key: summary[key] for key in summary if key not in _SHOWN_SUMMARY})),
         config=_config_groups(config),
         versions=[(str(package), str(version)) for package, version in (summary.get("versions") or {}).items()],
-        highlight_css=_highlight_css(),
+        highlight_css=highlight_css(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(page, encoding="utf-8", errors="replace")
     os.replace(aside, path)
+
+
+def template(name: str) -> Any:
+    """A template of this package; what it is given is escaped."""
+    import jinja2  # late: the numbers need none of it
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def pick_samples(samples: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
@@ -247,8 +252,12 @@ def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             [Panel("tokens per second", speed, **half), Panel("examples per second", examples, **half)],
         ),
     ]
+    if _known(metrics, "heldout_pass@1"):
+        heldout = [_series(metrics, "heldout_pass@1", "pass@1", 1)]
+        caption = "One-off programs for the held-out problems, by the parameters of each step, run beside the training."
+        charts.append(_chart("Held-out problems", caption, [Panel("pass@1", heldout, top=1.0, height=200)]))
     shown = {"step", "loss", "ce", "kl", "mask_rate", "visible_tokens_per_example", "teacher_tokens_per_example"}
-    shown |= {"learning_rate", "grad_norm", "tokens_per_second", "examples_per_second"}
+    shown |= {"heldout_pass@1", "learning_rate", "grad_norm", "tokens_per_second", "examples_per_second"}
     others = list(dict.fromkeys(key for row in metrics for key in row if key not in shown))
     for left in range(0, len(others), 2):
         pair = others[left : left + 2]
@@ -293,7 +302,7 @@ def _is_number(value: Any) -> bool:
 
 def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     """A sample as the page shows it; texts are clipped, code is coloured."""
-    texts = {key: _clip(str(sample.get(key) or "")) for key in ("prompt", "code", "feedback", "solution", "generation")}
+    texts = {key: clip(str(sample.get(key) or "")) for key in ("prompt", "code", "feedback", "solution", "generation")}
     code, generation = texts["code"], texts["generation"]
     fenced = generation.strip().removeprefix("```python").removesuffix("```").strip()
     return {
@@ -303,31 +312,34 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": str(sample.get("verdict") or "unknown"),
         "error": str(sample.get("error") or ""),
         "seconds": f"{float(sample.get('seconds') or 0):.2f} s",
-        "code": _highlight(code) if code.strip() else "",
-        "solution": _highlight(texts["solution"]) if texts["solution"].strip() else "",
-        "tests": _highlight(_clip("\n".join(str(test) for test in sample.get("tests") or []))),
+        "code": highlight_code(code) if code.strip() else "",
+        "solution": highlight_code(texts["solution"]) if texts["solution"].strip() else "",
+        "tests": highlight_code(clip("\n".join(str(test) for test in sample.get("tests") or []))),
         "num_tests": len(sample.get("tests") or []),
         # shown only where it says more than the program does
         "generation": generation if fenced != code.strip() else "",
     }
 
 
-def _clip(text: str) -> str:
+def clip(text: str) -> str:
+    """``text``, with what a page can not hold of it counted instead of shown."""
     return text if len(text) <= _CLIP else f"{text[:_CLIP]}\n… {len(text) - _CLIP:,} more characters"
 
 
-def _highlight(code: str) -> Any:
-    """Python as spans with Pygments' classes, escaped."""
+def highlight_code(code: str, language: str = "python") -> Any:
+    """Code as spans with Pygments' classes, escaped."""
     import markupsafe
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
+    from pygments.lexers import get_lexer_by_name
 
-    lexer = PythonLexer(stripnl=False, ensurenl=False)
+    # PHP's lexer takes for text what stands before `<?php`.
+    options = {"startinline": True} if language == "php" and "<?" not in code else {}
+    lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False, **options)
     return markupsafe.Markup(highlight(code, lexer, HtmlFormatter(nowrap=True)).rstrip("\n"))
 
 
-def _highlight_css() -> Any:
+def highlight_css() -> Any:
     """Colours of code, by the page's own variables so that they follow light and dark."""
     import markupsafe
 
@@ -370,19 +382,19 @@ def duration(seconds: float) -> str:
 def _config_groups(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """The config as one list of fields a section; fields at the top come first, under no name."""
     top = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
-    groups = [("", list(_flatten(top)))] if top else []
-    groups += [(str(key), list(_flatten(value))) for key, value in config.items() if isinstance(value, Mapping)]
+    groups = [("", list(flatten(top)))] if top else []
+    groups += [(str(key), list(flatten(value))) for key, value in config.items() if isinstance(value, Mapping)]
     return [group for group in groups if group[1]]
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested fields as (dotted name, text)."""
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            rows.extend(_flatten(value, f"{prefix}{key}."))
+            rows.extend(flatten(value, f"{prefix}{key}."))
         else:
-            rows.append((f"{prefix}{key}", _clip(_plain(value))))
+            rows.append((f"{prefix}{key}", clip(_plain(value))))
     return rows
 
 

@@ -23,6 +23,7 @@ from rcjax.objective import TABLES, Objective, make_objective
 from rcjax.packing import RowTooShortError
 from rcjax.progress import progress
 from rcjax.sharding import make_mesh, row_shards
+from rcjax.train.evaluation import Evaluate, PeriodicEvaluation
 from rcjax.train.meter import Meter
 from rcjax.train.metrics import MetricsWriter
 from rcjax.train.profile import Profile, profiled_steps
@@ -115,6 +116,7 @@ def train(
     title: str = "train",
     load: Callable[[dict], dict] | None = None,
     teacher: Teacher | None = None,
+    evaluate: Evaluate | None = None,
 ) -> TrainingRun:
     """Trains to the last step, from the newest checkpoint in ``workdir`` if there is one.
 
@@ -125,6 +127,7 @@ def train(
       repeats: how often each source stands in an epoch.
       load: reads the parameters to start from, given the sharding of each; None draws fresh ones.
       teacher: another network that teaches, for ``config.teacher.name`` ``frozen``.
+      evaluate: finds figures of parameters beside the steps, every ``config.evaluation.every`` of them.
     """
     # ---- what to train on, on what, and how long
     mesh = make_mesh(config.mesh)
@@ -188,6 +191,8 @@ def train(
         # ---- the loop
         metrics = MetricsWriter(workdir, resume_step=done)
         profile = Profile(workdir / "profile", profiled_steps(config.profile.steps))
+        evaluations = PeriodicEvaluation(evaluate, config.evaluation.every, metrics, workdir)
+        evaluations.resume(done or 0, state.params)
         meter = Meter(model_config, loss_settings.teacher, peak_flops(loss_settings.compute_dtype))
         pending = None  # metrics on the device of a step that may still run
         sums = steps.zeros()
@@ -201,6 +206,7 @@ def train(
                 with profile.step(step):
                     state, sums, on_device = run_step(steps, state, sums, batch, teacher_params)
                 profile.after(step, on_device)
+                evaluations.after(step + 1, state.params)
                 computed_tokens += int(batch.metrics["tokens"])
                 # The previous step's numbers are fetched while this one runs: no stall.
                 if pending is not None:
@@ -212,12 +218,14 @@ def train(
                     # Metrics reach the disk before the checkpoint that a resume would start behind.
                     _log(metrics, bar, *pending, config.train.log_every, steps_in_all)
                     pending = None
+                    evaluations.settle(before=step + 1)
                     metrics.flush()
                     data_state = {"iterator": batches.get_state(), "computed_tokens": computed_tokens}
                     checkpoints.save(step + 1, state, data_state, force=last)
                 bar.advance()
         profile.close(sums)
         checkpoints.close()
+        evaluations.close()
         metrics.close()
     return TrainingRun(steps_in_all, steps_in_all - first, computed_tokens, state.params)
 

@@ -1,8 +1,9 @@
 """The run's metrics on disk: ``metrics.jsonl`` and TensorBoard events beside it.
 
 One flat JSON object a line, ``{"step": 40, "loss": 0.71, ...}``, strictly valid JSON: a value that is not finite is
-written as ``null`` (TensorBoard's event keeps the NaN or infinity itself). Every line is handed to the operating
-system before ``write`` returns, so a killed process leaves at most its last line cut short.
+written as ``null`` (TensorBoard's event keeps the NaN or infinity itself). Steps rise, but for lines of evaluations,
+which are written when those are finished. Every line is handed to the operating system before ``write`` returns, so a
+killed process leaves at most its last line cut short.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class MetricsWriter:
         aside = path.with_suffix(".jsonl.tmp")
         aside.write_text("".join(_line(row) for row in kept), encoding="utf-8")
         os.replace(aside, path)
-        self._last_step = kept[-1]["step"] if kept else None
+        self._last_step = max((row["step"] for row in kept), default=None)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the writer
         resumed = _wait_to_sort_last(workdir)
         self._events = EventFileWriter(str(workdir))
@@ -107,6 +108,11 @@ class MetricsWriter:
         step = int(step)
         if self._last_step is not None and step < self._last_step:
             raise ValueError(f"metrics of step {step} come after those of step {self._last_step}")
+        self.write_late(step, values)
+        self._last_step = step
+
+    def write_late(self, step: int, values: Mapping[str, float]) -> None:
+        """As ``write``, for values that took longer to find: ``step`` may lie before the last one written."""
         if "step" in values:
             raise ValueError("metrics hold the key 'step'; the step is an argument of its own")
         numbers = {key: _number(key, value) for key, value in values.items()}
@@ -120,7 +126,6 @@ class MetricsWriter:
         )
         self._events.add_event(self._event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
         self._events.flush()
-        self._last_step = step
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""

@@ -270,7 +270,7 @@ def double(x):
     "reads the cache": """
 import os
 def double(x):
-    for place in ('CACHE', '/root', '/home', '/work', '/tmp'):
+    for place in ('CACHE', '/root', '/home', '/var', '/tmp'):
         for directory, _, files in os.walk(place):
             if any(name.endswith('.outputs') for name in files):
                 return 2 * x
