@@ -178,7 +178,8 @@ def main() -> None:
                 "longest": lengths[4],
             }
         )
-    claim = f"greedy decoding, {config.num_params / 1e6:.1f}M parameters, float32, batch {BATCH}, {flags.tasks}: tokens per second"
+    model_size = f"{config.num_params / 1e6:.1f}M parameters"
+    claim = f"greedy decoding, {model_size}, float32, batch {BATCH}, {flags.tasks}: tokens per second"
     record("decode", claim, rows, **vars(flags))
 
 
