@@ -48,6 +48,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rcjax.compilation_cache import keep_compiled_programs
 from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
 
@@ -412,6 +413,7 @@ def _load_config(path: str):
 
 
 if __name__ == "__main__":
+    keep_compiled_programs()
     one_device_per_core()
     ask_for_huge_pages()
     app.run(main, flags_parser=parse_flags)
