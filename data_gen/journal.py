@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ class Journal:
         self._usage: dict[str, float] = {}
         self._places: dict[str, tuple[int, int]] = {}  # job -> (offset, length) of its line
         self._synced = time.monotonic()
+        self._writing = threading.Lock()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.directory / "lock", "w")  # noqa: SIM115 - held until close()
@@ -101,14 +103,13 @@ class Journal:
         if job in self._places:
             raise BuildError(f"problem {job!r} was done twice; this is a fault of the build, not of the problem")
         line = (json.dumps({"job": job, **done.to_json()}, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-        place = (self._end, len(line))
-        self._write(line)
-        self._places[job] = place
+        self._places[job] = (self._write(line), len(line))
 
     def spend(self, usage: Mapping[str, float]) -> None:
         """Notes what one request cost, whether or not its problem is ever done."""
         self._write((json.dumps({"usage": dict(usage)}) + "\n").encode())
-        self._add(usage)
+        with self._writing:
+            self._add(usage)
 
     def _add(self, usage: Mapping[str, float]) -> None:
         for name, number in usage.items():
@@ -119,7 +120,14 @@ class Journal:
         """The sum of all that was spent, in all runs of this build."""
         return dict(self._usage)
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, line: bytes) -> int:
+        """Where the line begins. Results and spending come from threads of their own."""
+        with self._writing:
+            start = self._end
+            self._append(line)
+            return start
+
+    def _append(self, line: bytes) -> None:
         try:
             written = self._file.write(line)
             if written != len(line):

@@ -123,12 +123,12 @@ def _confined(files: Mapping[str, str], arguments: list[str]) -> str:
     with tempfile.TemporaryDirectory(prefix="crosshair-") as place:
         for name, text in files.items():
             (Path(place) / name).write_text(text, encoding="utf-8")
-        binds = []
+        binds = ["--tmpfs", "/tmp"]  # first, since the interpreter may lie there
         roots = {sys.prefix, sys.base_prefix, sysconfig.get_path("purelib"), "/usr", "/lib", "/lib64", "/bin"}
         for path in sorted(path for path in roots if Path(path).exists()):
             binds += ["--ro-bind", path, path]
         command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", *binds]
-        command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--ro-bind", place, "/tmp/work"]
+        command += ["--proc", "/proc", "--dev", "/dev", "--ro-bind", place, "/tmp/work"]
         command += ["--chdir", "/tmp/work", "--setenv", "PYTHONPATH", "/tmp/work", "--setenv", "PYTHONHASHSEED", "0"]
         command += ["sh", "-c", f'ulimit -v {MEMORY_KB}; ulimit -t {4 * SECONDS}; exec "$0" -m crosshair "$@"']
         command += [sys.executable, *arguments]

@@ -182,18 +182,22 @@ def attend_flash(
 PATHS = {"blocks": attend_blocks, "tiles": attend_tiles, "splash": attend_splash, "flash": attend_flash}
 
 
-@functools.cache
 def default_path() -> str:
     """The quicker path on the backend that JAX runs on; a warning, once, where a GPU has to do without its kernel."""
     backend = jax.default_backend()
-    if backend in ("gpu", "cuda"):
-        from rcjax.model.flash import OLDEST, usable
+    return _gpu_path() if backend == "gpu" else {"tpu": "splash", "cpu": "tiles"}.get(backend, "blocks")
 
-        if usable(jax.devices()[0]):
-            return "flash"
-        warnings.warn(
-            f"{jax.devices()[0].device_kind} is older than compute capability {OLDEST}: attention runs without its "
-            "kernel, slower and in more memory",
-            stacklevel=2,
-        )
-    return {"tpu": "splash", "cpu": "tiles"}.get(backend, "blocks")
+
+@functools.cache
+def _gpu_path() -> str:
+    from rcjax.model.flash import OLDEST, usable
+
+    device = jax.devices()[0]
+    if usable(device):
+        return "flash"
+    warnings.warn(
+        f"{device.device_kind} is older than compute capability {OLDEST}: attention runs without its kernel, slower "
+        "and in more memory",
+        stacklevel=3,
+    )
+    return "blocks"

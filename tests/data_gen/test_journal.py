@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,23 @@ def test_records_come_back_as_they_were(tmp_path):
     output = tmp_path / "out"
     build(family_problems(12, 1, workers=1), output, heldout=0)
     assert len(records(output)["reflection"]) >= 10
+
+
+def test_results_and_spending_from_many_threads_are_found_where_they_lie(tmp_path):
+    """A model's requests are paid for in threads of their own, while results are noted."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with Journal(tmp_path / "out", {}) as journal, ThreadPoolExecutor(8) as pool:
+            names = [f"p{number}" for number in range(400)]
+            notes = [pool.submit(journal.add, name, Done(skipped=name)) for name in names]
+            spends = [pool.submit(journal.spend, {"cost": 1.0}) for _ in range(400)]
+            for future in (*notes, *spends):
+                future.result()
+            assert [done.skipped for done in journal.read(names)] == names
+            assert journal.usage == {"cost": 400.0}
+    finally:
+        sys.setswitchinterval(interval)
+    with Journal(tmp_path / "out", {}) as journal:
+        assert [done.skipped for done in journal.read(names)] == names
+        assert journal.usage == {"cost": 400.0}

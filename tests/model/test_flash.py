@@ -94,13 +94,13 @@ def test_a_gpu_that_is_too_old_is_said_once(monkeypatch):
     class Old:
         device_kind, compute_capability = "Tesla T4", "7.5"
 
-    attention.default_path.cache_clear()
+    attention._gpu_path.cache_clear()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [Old()])
     with pytest.warns(UserWarning, match=r"Tesla T4 .* compute capability"):
         assert attention.default_path() == "blocks"
     assert attention.default_path() == "blocks"  # and not again
     Old.compute_capability = "9.0"
-    attention.default_path.cache_clear()
+    attention._gpu_path.cache_clear()
     assert attention.default_path() == "flash"
-    attention.default_path.cache_clear()
+    attention._gpu_path.cache_clear()

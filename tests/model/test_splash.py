@@ -201,7 +201,7 @@ def test_other_backends_are_told_that_they_have_no_kernel():
         jax.jit(attend_splash).lower(*shapes(1, 128, 2, 1, 64, jnp.float32))
 
 
-@pytest.mark.parametrize(("backend", "path"), [("tpu", "splash"), ("cpu", "tiles"), ("gpu", "blocks")])
+@pytest.mark.parametrize(("backend", "path"), [("tpu", "splash"), ("cpu", "tiles"), ("other", "blocks")])
 def test_each_backend_takes_its_quickest_path(monkeypatch, backend, path):
     monkeypatch.setattr(attention.jax, "default_backend", lambda: backend)
     assert default_path() == path
