@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rcjax.curriculum import Curriculum
 from rcjax.objective import make_objective
-from rcjax.packing import RowTooShortError, assemble, best_fit, evenly, examples_of_step, pack_step, widths
+from rcjax.packing import RowTooShortError, assemble, best_fit, by_cost, evenly, examples_of_step, pack_step, widths
 from rcjax.views import build_views, student_mask
 from tests.examples import random_examples
 
@@ -141,3 +141,20 @@ def test_assembled_rows_hold_every_view_and_label(seed, rate, rows_per_microbatc
             views, rows, row_length=length, rows_per_microbatch=rows_per_microbatch, local_rows=slice(1, None)
         )
         assert all((part[name] == array[:, 1:]).all() for name, array in arrays.items())
+
+
+def test_a_step_of_few_rows_is_cut_where_tight_rows_can_not_be():
+    """Two rows a microbatch: packed tight, a full row and a short one cost two full rows; dealt out evenly, less."""
+    objective = make_objective("ce")
+    examples = [example for seed in range(30) for example in random_examples(seed, 1) if example.kind != "reflection"]
+    views = [build_views(example, objective, None) for example in examples[:5]]
+    sizes = [view.slots for view in views]
+    row_length = sum(sizes) - min(sizes)  # all but one fit the first row
+    tight = by_cost(best_fit(sizes, row_length), views)
+    assert len(tight) == 2
+
+    def computed(rows):
+        return widths([sum(sizes[item] for item in row) for row in rows], row_length, 2, cuts=8)
+
+    assert computed(tight) == [row_length]
+    assert sum(computed(pack_step(views, row_length, 2, cuts=8))) <= 0.75 * row_length
