@@ -221,7 +221,7 @@ def run() -> None:
         say(f"report: {os.path.relpath(pipeline.workdir.report)}")
         return
     if MODE.value == "train":
-        pipeline.check_base_model()
+        pipeline.check()
         pipeline.build_data()
         pipeline.make_tokenizer()
         pipeline.train()

@@ -40,7 +40,6 @@ def get_config() -> ConfigDict:
     config.model.max_position_embeddings = 1024
     config.objective.alpha = 0.5
     config.packing.row_length = 768
-    config.packing.cuts = 8  # steps are of few rows, and compiling is quick
     config.packing.rows_per_device = 1
     config.optimizer.learning_rate = 4e-3
     config.optimizer.b2 = 0.98

@@ -134,7 +134,7 @@ def _prepare(config: ConfigDict, root: Path) -> None:
     """Data and tokenizer, once for all rows."""
     with open_workdir(root, config, wait=True) as workdir:
         base = Pipeline(config.base, workdir)
-        base.check_base_model()
+        base.check()
         base.build_data()
         base.make_tokenizer()
 

@@ -1,4 +1,4 @@
-"""The cores of a CPU as devices of their own: a training step is quicker than with all cores as one (docs/performance.md).
+"""The cores of a CPU as devices of their own: a training step is quicker than with all cores as one device.
 
 Given one device, XLA splits large matrix products over the cores, and little else: a loop over tiles of attention, or
 what is done element by element on a small model, leaves all cores but one idle. With a device a core, each works rows

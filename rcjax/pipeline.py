@@ -31,7 +31,7 @@ class Pipeline:
 
     def run(self) -> dict[str, Any]:
         """All stages; returns what ``results.json`` holds."""
-        self.check_base_model()
+        self.check()
         self.build_data()
         self.make_tokenizer()
         params, step = self.train()
@@ -41,8 +41,11 @@ class Pipeline:
         self.export(params, step)
         return self.report()
 
-    def check_base_model(self) -> None:
-        """Refuses a checkpoint that can not be imported before hours go into data."""
+    def check(self) -> None:
+        """Refuses settings and checkpoints that training would refuse, before hours go into data."""
+        from rcjax.train.loop import check_settings
+
+        check_settings(self.config)
         if not self.workdir.model.exists() and self.base_model is not None:
             self.base_model.config.check_length(self.config.data.max_length, "config.data.max_length")
 

@@ -88,6 +88,22 @@ def make_curriculum(config: ConfigDict, objective: Objective | None = None) -> C
     return Curriculum(config.name, order, rate, tuple(config.mixture))
 
 
+def check_settings(config: ConfigDict) -> None:
+    """Refuses what ``train`` could not do, by the field; a pipeline asks before it builds data.
+
+    Raises:
+      ValueError: names the field.
+    """
+    make_curriculum(config.curriculum, objective_of(config.objective))
+    average_of(config.teacher)
+    if config.train.compute_dtype not in COMPUTE_DTYPES:
+        raise ValueError(f"config.train.compute_dtype is {config.train.compute_dtype!r}; use one of {COMPUTE_DTYPES}")
+    for field in ("row_length", "rows_per_device", "cuts"):
+        if config.packing[field] < 1:
+            raise ValueError(f"config.packing.{field} is {config.packing[field]}; expected at least 1")
+    check_remat(config.train.remat, make_mesh(config.mesh))
+
+
 def check_remat(name: str, mesh: Mesh) -> None:
     """Refuses a policy that is unknown, or that the devices can not follow."""
     if name not in REMAT_POLICIES:
@@ -130,6 +146,7 @@ def train(
       evaluate: finds figures of parameters beside the steps, every ``config.evaluation.every`` of them.
     """
     # ---- what to train on, on what, and how long
+    check_settings(config)
     mesh = make_mesh(config.mesh)
     objective = objective_of(config.objective)
     if teacher is None and config.teacher.name == "frozen":
@@ -156,9 +173,6 @@ def train(
     batches = step_batches(StepSource(sources, repeats, settings), config.data.prefetch)
 
     # ---- model, optimizer, compiled steps
-    if config.train.compute_dtype not in COMPUTE_DTYPES:
-        raise ValueError(f"config.train.compute_dtype is {config.train.compute_dtype!r}; use one of {COMPUTE_DTYPES}")
-    check_remat(config.train.remat, mesh)
     tx, schedule = make_optimizer(config.optimizer, steps_in_all)
     average = average_of(config.teacher)
     shardings = state_shardings(model_config, tx, mesh, ema=average is not None)
