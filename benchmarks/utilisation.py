@@ -3,8 +3,9 @@
     python -m benchmarks.utilisation [--models=tiny,smollm2_135m] [--rounds=5]
 
 Useful operations are those of rcjax/model/flops.py, padding and recomputation left out. The peak is a product of two
-[1536, 1536] matrices, measured between the steps: the best of them, since a machine that is shared gives now one core's
-worth and now two, and a step that met the better moment would seem to reach more than everything.
+[1536, 1536] matrices on every device at once, measured between the steps: the best of them, since a machine that is
+shared gives now one core's worth and now two, and a step that met the better moment would seem to reach more than
+everything.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from rcjax.hf.base_model import shape_fields
 from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
 from rcjax.model import LlamaConfig
-from rcjax.model.flops import forward_flops
+from rcjax.model.flops import forward_flops, products
 from rcjax.sharding import make_mesh, row_shards
-from rcjax.train.loop import objective_of, run_step
+from rcjax.train.loop import run_step
+from rcjax.train.program import objective_of
 from rcjax.train.state import init_state, make_optimizer, state_shardings
 from rcjax.train.step import LossSettings, Steps, make_steps
 
-SIZE = 1536
 # Examples as long as the demo's own, and of the published shape; all of them fit the rows whole.
 SHAPES = {
     "tiny": dict(median=200, shortest=120, longest=380),
@@ -80,9 +81,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--examples", type=int, default=8)
     flags = parser.parse_args()
-    matrix = jnp.ones((SIZE, SIZE))
-    product = jax.jit(jnp.matmul)
-    product(matrix, matrix).block_until_ready()
+    work, operations = products(jnp.float32)
+    work()
     rows = []
     for name in flags.models.split(","):
         made = trainer(name, flags.examples)
@@ -96,10 +96,10 @@ def main() -> None:
                 jax.block_until_ready((state, sums))
                 middle = time.perf_counter()
                 for _ in range(4):
-                    product(matrix, matrix).block_until_ready()
+                    work()
                 if number:
                     seconds.append(middle - start)
-                    peaks.append(4 * 2 * SIZE**3 / (time.perf_counter() - middle))
+                    peaks.append(4 * operations / (time.perf_counter() - middle))
         rows.append(
             {
                 "model": name,

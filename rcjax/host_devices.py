@@ -8,9 +8,11 @@ of its own from end to end, as on a mesh of accelerators; gradients are added up
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 VARIABLE = "JAX_NUM_CPU_DEVICES"
+THREADS = "NPROC"  # how many XLA's pool has, if more than there are devices
 MOST = 8  # every device wants rows of its own; products are split over the other cores as before
 FLAG = "xla_force_host_platform_device_count"
 
@@ -18,10 +20,18 @@ FLAG = "xla_force_host_platform_device_count"
 def one_device_per_core() -> None:
     """Makes JAX's CPU backend show a device a core, ``MOST`` at most. To be called before the first array is made.
 
-    Nothing happens where ``JAX_NUM_CPU_DEVICES`` or ``XLA_FLAGS`` say how many there are to be.
+    Where ``JAX_NUM_CPU_DEVICES`` or ``XLA_FLAGS`` say how many there are to be, it leaves it at that.
+
+    XLA runs all devices on one pool of threads, as many as cores or devices. A device that waits for another in a
+    collective operation holds its thread; were there no more, the other's products, which are split over the pool,
+    would wait for ever. So the pool gets twice as many, unless ``NPROC`` says how many.
     """
-    if VARIABLE not in os.environ and FLAG not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    forced = re.search(rf"{FLAG}=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if VARIABLE not in os.environ and not forced:
         os.environ[VARIABLE] = str(min(cores, MOST))
         if "jax" in sys.modules:  # it has read the environment already
             sys.modules["jax"].config.update(VARIABLE.lower(), min(cores, MOST))
+    devices = int(forced[1]) if forced else int(os.environ[VARIABLE])
+    if devices > 1:
+        os.environ.setdefault(THREADS, str(2 * max(cores, devices)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -58,21 +59,31 @@ def peak_flops(dtype) -> float:
         known = known or [peak for kind, peak in PEAK_BFLOAT16.items() if device.device_kind.startswith(kind)]
         if known:
             return known[0] * jax.device_count()
-    one = _measured_flops(jnp.dtype(dtype).name)
-    # Virtual CPU devices share the machine's cores, all of which one product takes.
-    return one * (jax.process_count() if device.platform == "cpu" else jax.device_count())
+    return _measured_flops(jnp.dtype(dtype).name) * jax.process_count()
 
 
 @functools.lru_cache
-def _measured_flops(dtype: str, size: int = 1536, rounds: int = 5) -> float:
-    """Of a [size, size] product on one device, the best of some."""
-    with jax.default_device(jax.local_devices()[0]):
-        matrix = jnp.ones((size, size), dtype)
-        product = jax.jit(jnp.matmul)
-        product(matrix, matrix).block_until_ready()
-        seconds = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            product(matrix, matrix).block_until_ready()
-            seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / float(np.min(seconds))
+def _measured_flops(dtype: str, rounds: int = 5) -> float:
+    """Of this process's devices, the best of some rounds."""
+    work, operations = products(dtype)
+    work()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return operations / float(np.min(seconds))
+
+
+def products(dtype, size: int = 1536) -> tuple[Callable[[], None], float]:
+    """A [size, size] product on each of this process's devices at once, and its operations.
+
+    All at once, since devices of a CPU share its cores: one alone may use some of them or all.
+    """
+    matrices = [jax.device_put(np.ones((size, size), dtype), device) for device in jax.local_devices()]
+    product = jax.jit(jnp.matmul)
+
+    def work() -> None:
+        jax.block_until_ready([product(matrix, matrix) for matrix in matrices])
+
+    return work, 2.0 * size**3 * len(matrices)
