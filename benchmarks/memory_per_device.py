@@ -48,7 +48,7 @@ from rcjax.hf.inspect import read_config_file
 from rcjax.model import LlamaConfig
 from rcjax.packing import assemble
 from rcjax.sharding import make_mesh, row_shards
-from rcjax.train.loop import average_of, objective_of
+from rcjax.train.program import average_of, objective_of
 from rcjax.train.state import abstract_state, make_optimizer, state_shardings
 from rcjax.train.step import LossSettings, make_steps
 

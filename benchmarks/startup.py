@@ -34,7 +34,7 @@ def compile_step() -> None:
     from rcjax.model import LlamaConfig
     from rcjax.packing import PAIR_ARRAYS, SINGLE_ARRAYS, TOKEN_ARRAYS
     from rcjax.sharding import make_mesh, row_shards
-    from rcjax.train.loop import objective_of
+    from rcjax.train.program import objective_of
     from rcjax.train.state import abstract_state, make_optimizer, state_shardings
     from rcjax.train.step import LossSettings, make_steps
 

@@ -43,7 +43,7 @@ class Pipeline:
 
     def check(self) -> None:
         """Refuses settings and checkpoints that training would refuse, before hours go into data."""
-        from rcjax.train.loop import check_settings
+        from rcjax.train.program import check_settings
 
         check_settings(self.config)
         if not self.workdir.model.exists() and self.base_model is not None:

@@ -11,7 +11,7 @@ import pytest
 
 from configs import ablations
 from rcjax.ablation import AblationError, row_config, select
-from rcjax.train.loop import average_of, make_curriculum, objective_of
+from rcjax.train.program import average_of, make_curriculum, objective_of
 from rcjax.workdir import WorkdirError, flatten, open_workdir
 from tests.test_launch import ROOT, SMALL, command, environment, launch
 

@@ -12,7 +12,7 @@ from rcjax.hf.base_model import shape_fields
 from rcjax.hf.inspect import shipped_configs
 from rcjax.model import LlamaConfig
 from rcjax.sharding import make_mesh
-from rcjax.train.loop import make_curriculum, objective_of
+from rcjax.train.program import make_curriculum, objective_of
 from rcjax.train.state import make_optimizer, state_shardings
 
 DIRECTORY = Path(__file__).parent.parent / "configs"

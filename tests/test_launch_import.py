@@ -178,7 +178,7 @@ def test_a_teacher_that_is_none_is_refused(exported, name, message):
     from configs import base
     from rcjax.hf.base_model import open_teacher
     from rcjax.hf.tokenizer import load_tokenizer
-    from rcjax.train.loop import average_of
+    from rcjax.train.program import average_of
 
     settings = base.get_config().teacher
     settings.name = name

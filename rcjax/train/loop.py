@@ -8,18 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rcjax.blocks import BlockType, Example
+from rcjax.blocks import Example
 from rcjax.checkpoint import Checkpoints
-from rcjax.curriculum import Curriculum, Rate
 from rcjax.data.loader import BatchSettings, StepBatch, StepSource, most_slots, step_batches
 from rcjax.model import LlamaConfig
 from rcjax.model.flops import peak_flops
-from rcjax.model.llama import HOST_MEMORY, REMAT_POLICIES
-from rcjax.objective import TABLES, Objective, make_objective
 from rcjax.packing import RowTooShortError
 from rcjax.progress import progress
 from rcjax.sharding import make_mesh, row_shards
@@ -27,20 +23,15 @@ from rcjax.train.evaluation import Evaluate, PeriodicEvaluation
 from rcjax.train.meter import Meter
 from rcjax.train.metrics import MetricsWriter
 from rcjax.train.profile import Profile, profiled_steps
+from rcjax.train.program import check_settings, make_curriculum, make_program, objective_of
 from rcjax.train.state import (
-    Average,
     TrainState,
     abstract_params,
     abstract_state,
     init_state,
-    make_optimizer,
     param_shardings,
-    state_shardings,
 )
-from rcjax.train.step import LossSettings, Steps, make_steps
-
-TEACHERS = ("self", "frozen", "ema")
-COMPUTE_DTYPES = ("float32", "bfloat16")
+from rcjax.train.step import Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,60 +50,6 @@ class TrainingRun:
     steps_done: int  # by this call; fewer than ``steps`` after a resume
     computed_tokens: int  # row slots in use, both views, all steps
     params: dict
-
-
-def objective_of(config: ConfigDict) -> Objective:
-    """The objective that ``config.objective`` describes."""
-    names = ("name", "alpha", "ce_weight", "kd_weight", "divergence", "beta", "temperature", *TABLES)
-    return make_objective(**{name: config[name] for name in names})
-
-
-def average_of(config: ConfigDict) -> Average | None:
-    """The moving average that ``config.teacher`` asks for; None where another teacher is named."""
-    if config.name not in TEACHERS:
-        raise ValueError(f"config.teacher.name is {config.name!r}; expected one of {', '.join(TEACHERS)}")
-    if config.name != "ema":
-        return None
-    return Average(config.decay, config.every, config.bias_correction)
-
-
-def make_curriculum(config: ConfigDict, objective: Objective | None = None) -> Curriculum:
-    """The curriculum that ``config.curriculum`` describes, or that the objective brings along."""
-    unknown = [name for name in config.block_order if name not in BlockType.__members__]
-    if unknown:
-        raise ValueError(f"config.curriculum.block_order: unknown block type {unknown[0]!r}; use TEXT, CODE, EXECUTION")
-    order = tuple(BlockType[name] for name in config.block_order)
-    rate = Rate(**config.rate)
-    if objective is not None and objective.curriculum is not None:
-        return Curriculum(objective.curriculum, order, rate)
-    return Curriculum(config.name, order, rate, tuple(config.mixture))
-
-
-def check_settings(config: ConfigDict) -> None:
-    """Refuses what ``train`` could not do, by the field; a pipeline asks before it builds data.
-
-    Raises:
-      ValueError: names the field.
-    """
-    make_curriculum(config.curriculum, objective_of(config.objective))
-    average_of(config.teacher)
-    if config.train.compute_dtype not in COMPUTE_DTYPES:
-        raise ValueError(f"config.train.compute_dtype is {config.train.compute_dtype!r}; use one of {COMPUTE_DTYPES}")
-    for field in ("row_length", "rows_per_device", "cuts"):
-        if config.packing[field] < 1:
-            raise ValueError(f"config.packing.{field} is {config.packing[field]}; expected at least 1")
-    check_remat(config.train.remat, make_mesh(config.mesh))
-
-
-def check_remat(name: str, mesh: Mesh) -> None:
-    """Refuses a policy that is unknown, or that the devices can not follow."""
-    if name not in REMAT_POLICIES:
-        raise ValueError(f"config.train.remat is {name!r}; expected one of {', '.join(REMAT_POLICIES)}")
-    device = mesh.devices.flat[0]
-    if name == "offload" and HOST_MEMORY not in {memory.kind for memory in device.addressable_memories()}:
-        raise ValueError(
-            f"config.train.remat is 'offload', but {device.device_kind} keeps nothing in the host's memory; use full"
-        )
 
 
 def total_steps(config: ConfigDict, examples_per_epoch: int) -> int:
@@ -173,18 +110,8 @@ def train(
     batches = step_batches(StepSource(sources, repeats, settings), config.data.prefetch)
 
     # ---- model, optimizer, compiled steps
-    tx, schedule = make_optimizer(config.optimizer, steps_in_all)
-    average = average_of(config.teacher)
-    shardings = state_shardings(model_config, tx, mesh, ema=average is not None)
-    loss_settings = LossSettings(
-        model=model_config,
-        objective=objective,
-        teacher=teacher.config if teacher else model_config if average else None,
-        chunk=config.objective.chunk,
-        compute_dtype=jnp.dtype(config.train.compute_dtype).type,
-        remat=config.train.remat,
-    )
-    steps = make_steps(loss_settings, tx, schedule, shardings, mesh, average)
+    program = make_program(config, model_config, mesh, steps_in_all, teacher=teacher.config if teacher else None)
+    steps, shardings = program.steps, program.shardings
 
     with jax.set_mesh(mesh):
         # ---- fresh start or resume
@@ -193,10 +120,10 @@ def train(
         computed_tokens = 0
         if done is None:
             params = load(shardings.params) if load else None
-            state = init_state(model_config, tx, shardings, config.seed, params)
+            state = init_state(model_config, program.tx, shardings, config.seed, params)
             del params  # the state owns them: the first update gives their memory away
         else:
-            state, data_state = checkpoints.restore(abstract_state(model_config, tx, shardings))
+            state, data_state = checkpoints.restore(abstract_state(model_config, program.tx, shardings))
             batches.set_state(data_state["iterator"])
             computed_tokens = data_state["computed_tokens"]
 
@@ -207,7 +134,7 @@ def train(
         profile = Profile(workdir / "profile", profiled_steps(config.profile.steps))
         evaluations = PeriodicEvaluation(evaluate, config.evaluation.every, metrics, workdir)
         evaluations.resume(done or 0, state.params)
-        meter = Meter(model_config, loss_settings.teacher, peak_flops(loss_settings.compute_dtype))
+        meter = Meter(model_config, program.loss.teacher, peak_flops(program.loss.compute_dtype))
         pending = None  # metrics on the device of a step that may still run
         sums = steps.zeros()
         first = done or 0

@@ -9,7 +9,7 @@ import pytest
 
 from rcjax.model import llama
 from rcjax.sharding import make_mesh
-from rcjax.train.loop import check_remat
+from rcjax.train.program import check_remat
 from tests.model.peers import make_config
 
 CONFIG = make_config()
