@@ -19,7 +19,7 @@ OPTIONS = json.loads(sys.argv[3])
 sys.path += OPTIONS["packages"]
 sys.path.append(ROOT)  # for the imports below alone: programs shall not see our packages
 from data_gen import sandbox_worker  # noqa: E402
-from data_gen.isolated import calls, namespaces  # noqa: E402
+from data_gen.isolated import calls  # noqa: E402
 
 if ROOT in sys.path:
     sys.path.remove(ROOT)
@@ -31,16 +31,7 @@ def main() -> None:
     calls.prepare(pickle.load(sys.stdin.buffer))
     os.umask(0o077)
     seed = os.getpid()
-    reached = {"means": "namespaces", "network": False, "pid": False, "mounts": False, "root": False}
-    namespaces.enter(reached)
-    if reached["pid"]:
-        pid = os.fork()
-        if pid:
-            orders.close()
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
-        namespaces.die_with_parent()
-    if reached["mounts"]:
-        reached["root"] = namespaces.private_root(base, OPTIONS["readable"], OPTIONS["work_bytes"])
+    reached = sandbox_worker.confine(orders, "namespaces", base, OPTIONS)
     sandbox_worker.serve(orders, reached, base, OPTIONS, seed, calls.start)
 
 

@@ -68,6 +68,25 @@ def isolate(base: str, options: dict, pipes: tuple) -> tuple[socket.socket, dict
     raise SystemExit(f"no isolation at all: {last}")
 
 
+def confine(orders: socket.socket, means: str, base: str, options: dict) -> dict:
+    """Enters namespaces and a private root, as far as they are to be had (and ``means`` wants them): what was reached.
+
+    Behind a pid namespace it is a child that returns, process 1 there; the caller stays and ends with it.
+    """
+    reached = {"means": means, "network": False, "pid": False, "mounts": False, "root": False}
+    if means == "namespaces":
+        namespaces.enter(reached)
+        if reached["pid"]:
+            pid = os.fork()
+            if pid:
+                orders.close()
+                os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
+            namespaces.die_with_parent()
+        if reached["mounts"]:
+            reached["root"] = namespaces.private_root(base, options["readable"], options["work_bytes"])
+    return reached
+
+
 def _become_zygote(orders: socket.socket, means: str, base: str, options: dict) -> None:
     try:
         namespaces.die_with_parent()
@@ -87,18 +106,8 @@ def _become_zygote(orders: socket.socket, means: str, base: str, options: dict) 
             readable = [*options["readable"], os.path.dirname(os.path.abspath(__file__)), command[0]]
             os.umask(0o022)  # programs must pass through the directories that it makes
             os.execvp("bwrap", namespaces.bubblewrap(command, readable, options["work_bytes"]))
-        reached = {"means": means, "network": False, "pid": False, "mounts": False, "root": False}
         seed = os.getpid()
-        if means == "namespaces":
-            namespaces.enter(reached)
-            if reached["pid"]:
-                pid = os.fork()
-                if pid:
-                    orders.close()
-                    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
-                namespaces.die_with_parent()
-            if reached["mounts"]:
-                reached["root"] = namespaces.private_root(base, options["readable"], options["work_bytes"])
+        reached = confine(orders, means, base, options)
         serve(orders, reached, base, options, seed)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

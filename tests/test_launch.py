@@ -169,22 +169,7 @@ def test_resume_after_sigkill_is_bit_identical(whole, tmp_path):
     for name in ("data", "tokenizer"):  # as in the reference run; their own kill tests are elsewhere
         shutil.copytree(reference / name, workdir / name)
     for line in (3, 6, 10):
-        process = subprocess.Popen(
-            command(f"--workdir={workdir}"),
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and process.poll() is None:
-            file = workdir / "metrics.jsonl"
-            if file.exists() and file.read_bytes().count(b"\n") >= line:
-                break
-            time.sleep(0.02)
-        assert process.poll() is None, process.stdout.read().decode()[-3000:]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_at(line, workdir)
     # What is made of the unfinished model must not pass for the finished one's.
     assert "pass@1" in launch(f"--workdir={workdir}", "--mode=evaluate").stdout
     launch(f"--workdir={workdir}", "--mode=export")
@@ -230,6 +215,26 @@ def test_eight_devices_train_to_the_same_losses(whole, tmp_path):
     launch(f"--workdir={workdir}", "--mode=train", devices=8, fields=fields)
     for ours, theirs in zip(metrics(workdir), metrics(reference), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+
+
+def kill_at(line, workdir, **keywords):
+    """Starts a run and kills it, as hard as can be, when ``line`` lines of metrics are there."""
+    process = subprocess.Popen(
+        command(f"--workdir={workdir}", **keywords),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        file = workdir / "metrics.jsonl"
+        if file.exists() and file.read_bytes().count(b"\n") >= line:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, process.stdout.read().decode()[-3000:]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
 
 
 def complaint(*arguments, **keywords):
@@ -279,6 +284,8 @@ def test_baseline_may_be_asked_for_afterwards(whole, tmp_path):
         (["objective.name=best"], "config.objective.name is 'best'"),
         (["data.sources=('slips',)"], "config.data.sources names 'slips', but "),
         (["train.compute_dtype=float7"], "config.train.compute_dtype"),
+        (["packing.cuts=0"], "config.packing.cuts is 0; expected at least 1"),
+        (["train.remat=some"], "config.train.remat is 'some'; expected one of none, dots, full, offload"),
     ],
 )
 def test_wrong_fields_are_answered_in_one_sentence(whole, tmp_path, fields, words):
@@ -287,6 +294,20 @@ def test_wrong_fields_are_answered_in_one_sentence(whole, tmp_path, fields, word
     for name in ("data", "tokenizer"):
         shutil.copytree(whole[0] / name, workdir / name)
     assert words in complaint(f"--workdir={workdir}", fields=[*SMALL, *fields])
+
+
+def test_what_training_would_refuse_is_refused_before_data_are_built(tmp_path):
+    for number, (field, name) in enumerate(
+        [
+            ("packing.cuts=0", "packing.cuts"),
+            ("train.remat=some", "train.remat"),
+            ("curriculum.name=blok", "curriculum.name"),
+            ("mesh.data=3", "mesh"),
+        ]
+    ):
+        workdir = tmp_path / str(number)
+        assert f"config.{name}" in complaint(f"--workdir={workdir}", fields=[*SMALL, field])
+        assert not (workdir / "data").exists()
 
 
 def test_truncated_record_file_is_named(whole, tmp_path):

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.test_launch import ROOT, SMALL, command, environment, launch, metrics
+from tests.test_launch import ROOT, SMALL, environment, kill_at, launch, metrics
 
 # Of its own head and taught little: it writes something, and something else at each step.
 UNTIED = ("model.tie_embeddings=false", "optimizer.learning_rate=1e-3")
@@ -75,22 +73,7 @@ def test_a_killed_run_ends_with_every_result(plain, evaluated):
     workdir = plain.parent / "killed"
     fields = beside(workdir, plain)
     for line in (5, 9):
-        process = subprocess.Popen(
-            command(f"--workdir={workdir}", fields=fields),
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and process.poll() is None:
-            file = workdir / "metrics.jsonl"
-            if file.exists() and file.read_bytes().count(b"\n") >= line:
-                break
-            time.sleep(0.02)
-        assert process.poll() is None, process.stdout.read().decode()[-3000:]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_at(line, workdir, fields=fields)
     launch(f"--workdir={workdir}", fields=fields)
     steps, found = rows(workdir)
     assert found == rows(evaluated)[1]
