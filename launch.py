@@ -32,7 +32,8 @@ Modes (--mode=NAME):
 Training starts from any Llama-family checkpoint with --config.model.init=DIR_OR_HUB_ID. A workdir remembers its config:
 --config may be left out in it.
 
-A run that was stopped, however hard, goes on where it was when the same command is given again.
+A run that was stopped, however hard, goes on where it was when the same command is given again. Told to stop by
+SIGTERM, training finishes its step, saves, and ends with exit code 75, on which schedulers start it again.
 
 Any field of the config can be overridden: --config.optimizer.learning_rate=1e-4. `configs/base.py` lists every
 field with its meaning; `python -m data_gen --help` tells how to build traces from your own problems.
@@ -51,6 +52,7 @@ from ml_collections import config_flags
 from rcjax.compilation_cache import keep_compiled_programs
 from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
+from rcjax.train.preemption import EXIT_CODE, PreemptedError
 
 _BASE_CONFIG = str(Path(__file__).resolve().parent / "configs" / "base.py")
 MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "score", "inspect")
@@ -163,6 +165,12 @@ def main(argv: list[str]) -> None:
             evaluate_on_benchmarks()
         else:
             run()
+    except PreemptedError as told:
+        print(told, file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what is on the disk", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         if os.environ.get("RCJAX_TRACEBACK"):
             raise

@@ -158,10 +158,24 @@ def get_config() -> ConfigDict:
     config.profile = ConfigDict(dict(steps=""))
     config.checkpoint = ConfigDict(
         dict(
-            every=100,  # optimizer steps between checkpoints; the last step is always saved
-            keep=2,
+            every=100,  # optimizer steps between checkpoints; 0: none, but the last step is always saved
+            minutes=0.0,  # between two checkpoints at most; 0: steps alone count
+            keep=2,  # newest ones
+            keep_every=0,  # those of multiples of so many steps are kept besides; 0: none
+            failures=3,  # saves in a row that may fail (disk full ...) before the run ends; the last one must not
         )
     )
+    # What watches over a run (rcjax/train/guards.py); 0 turns a guard off. Steps whose loss or gradient is not finite
+    # change nothing and are counted.
+    config.guards = ConfigDict(
+        dict(
+            skips=10,  # steps in a row that are not finite after which the run ends, with WORKDIR/dumps
+            spike=8.0,  # a loss so many standard deviations above the mean of the last 64 is a spike, and is said
+            rollback=0,  # spikes in a row after which the run goes back to an earlier checkpoint, and on with new data
+            hang=1800.0,  # seconds without a finished step after which every thread's stack is printed
+        )
+    )
+    config.wandb = ""  # project of Weights & Biases that gets the metrics too (pip install wandb)
     config.evaluation = ConfigDict(
         dict(
             problems=0,  # of the held-out split; 0: all

@@ -1,57 +1,174 @@
-"""Checkpoints: train state and data iterator state together in one step directory, written by orbax.
+"""Checkpoints: all that a run needs to go on, together in one step directory, written by orbax.
+
+``state`` holds parameters, optimizer state, moving average and step; ``data`` what the loop keeps on the host: the data
+iterator, the curriculum's mask rate, counts, the goodput account; ``about`` what it was made by: config, model, seed,
+versions. Random draws derive from (seed, step), so both are all that there is of random state.
 
 A step's directory appears under its final name when it is whole, so a killed save leaves nothing behind that a
-restore could mistake for a checkpoint.
+restore could mistake for a checkpoint. Tensors are stored whole, whatever they were split over: another mesh, preset or
+number of hosts restores them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import absl.logging
+import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
+from rcjax.progress import say
 from rcjax.train.state import TrainState
+from rcjax.workdir import flatten
 
 
 class CheckpointError(OSError):
     """A checkpoint that can not be written; the message says why and how to go on."""
 
 
-class Checkpoints:
-    """The checkpoints of one training run. Saves are asynchronous; ``close`` waits for the last one."""
+# What a checkpoint must have in common with the run that restores it; part of `about`.
+BINDING = ("model", "optimizer", "teacher")
+_STORAGE_ERRORS = (OSError, ValueError, RuntimeError)  # by what tensorstore and orbax raise
 
-    def __init__(self, directory: str | Path, *, every: int = 1, keep: int | None = 2):
-        options = ocp.CheckpointManagerOptions(
-            save_interval_steps=every, max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
-        )
+
+class Checkpoints:
+    """The checkpoints of one training run. Saves are asynchronous; ``close`` waits for the last one.
+
+    Args:
+      directory: of the step directories; made if missing.
+      every: optimizer steps between two saves; 0: only the clock counts.
+      minutes: between two saves; 0: only steps count.
+      keep: newest ones that are kept; None: all.
+      keep_every: those of multiples of so many steps are kept besides; 0: none.
+      failures: saves in a row that may fail before the run ends.
+      read_only: nothing is written, nor is what a killed save left cleared away.
+      about: JSON that is saved with every checkpoint, and whose ``BINDING`` parts a restored one must have.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        every: int = 1,
+        minutes: float = 0,
+        keep: int | None = 2,
+        keep_every: int = 0,
+        failures: int = 0,
+        read_only: bool = False,
+        about: dict[str, Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.directory = Path(directory).absolute()
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._every, self._minutes, self._clock = every, minutes, clock
+        self._keep, self._keep_every, self._read_only = keep, keep_every, read_only
+        self._failures, self._failed, self._pending = failures, 0, False
+        self._about = about or {}
+        self._last_save = clock()
+        if not os.environ.get("RCJAX_TRACEBACK"):
+            _say_failures_once()
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        kept = [LatestN(self._keep)]  # of None: all
+        if self._keep_every:
+            kept.append(EveryNSteps(self._keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=not self._read_only,
+            enable_async_checkpointing=True,
+            read_only=self._read_only,
+        )
+        return ocp.CheckpointManager(self.directory, options=options)
 
     def latest(self) -> int | None:
         """Number of optimizer steps in the newest whole checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data_state: dict[str, Any], *, force: bool = False) -> bool:
-        """Saves after ``step`` optimizer steps if it is due; returns whether it did."""
-        if self._manager.latest_step() == step:
-            return False
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
-        with self._writing():
-            return self._manager.save(step, args=args, force=force)
+    def due(self, step: int) -> bool:
+        """Whether to save behind ``step``; with ``minutes`` every process must ask behind every step."""
+        due = bool(self._every) and step % self._every == 0
+        if self._minutes:
+            late = self._clock() - self._last_save >= 60 * self._minutes
+            if jax.process_count() > 1:  # the clock of process 0 decides
+                late = bool(multihost_utils.broadcast_one_to_all(late))
+            due = due or late
+        return due
+
+    def save(self, step: int, state: TrainState, data: dict[str, Any], *, last: bool = False) -> None:
+        """Saves after ``step`` optimizer steps; what can not be written is said, and training goes on.
+
+        Args:
+          data: JSON, what the loop keeps on the host.
+          last: the run ends behind it: waits until it is written.
+
+        Raises:
+          CheckpointError: more than ``failures`` saves in a row could not be written, or the last one.
+        """
+        self._last_save = self._clock()
+        self._finish(last=False)
+        if self._manager.latest_step() != step:
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), about=ocp.args.JsonSave(self._about)
+            )
+            try:
+                self._manager.save(step, args=args, force=True)
+                self._pending = True
+            except _STORAGE_ERRORS as error:
+                self._lost(error, last)
+        if last:
+            self._finish(last=True)
+
+    def _finish(self, last: bool) -> None:
+        """Waits for the save in progress."""
+        try:
+            self._manager.wait_until_finished()
+        except _STORAGE_ERRORS as error:
+            self._lost(error, last)
+        else:
+            self._failed = 0 if self._pending else self._failed
+        self._pending = False
+
+    def _lost(self, error: Exception, last: bool) -> None:
+        """A save that failed: goes on without it, or ends the run."""
+        self._failed += 1
+        why = "no space left on the device" if "No space left" in str(error) else str(error).splitlines()[0][:200]
+        complaint = f"a checkpoint in {self.directory} can not be written ({why})"
+        # Several processes would have to agree to go on; the next start does that.
+        if last or self._failed > self._failures or jax.process_count() > 1:
+            raise CheckpointError(
+                f"{complaint}; earlier ones are whole: mend that and give the same command again"
+            ) from error
+        with contextlib.suppress(*_STORAGE_ERRORS):
+            self._manager.close()
+        self._manager = self._open()  # the old one would raise the same error for ever
+        left = self._failures - self._failed
+        say(
+            f"WARNING: {complaint}. TRAINING GOES ON WITHOUT IT; the newest checkpoint is of step {self.latest()}, "
+            + (f"{left} more failures in a row are borne" if left else "the next failure ends the run")
+        )
 
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """State (laid out as ``abstract`` says, whatever mesh saved it) and data iterator state.
+        """State (laid out as ``abstract`` says, whatever mesh saved it) and what the loop keeps on the host.
 
         Raises:
           FileNotFoundError: no checkpoint.
-          ValueError: a checkpoint that can not be read into this model.
+          ValueError: a checkpoint that can not be read into this model, or that was made by another one.
         """
         step = self.latest() if step is None else step
         if step is None:
             raise FileNotFoundError(f"no checkpoint in {self.directory}; train first or name another --workdir")
+        with self._reading(step):
+            about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        self._check_about(step, about)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         with self._reading(step):
             restored = self._manager.restore(step, args=args)
@@ -89,30 +206,62 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=args))
         return restored["state"][field], step
 
+    def before(self, step: int) -> int | None:
+        """The newest checkpoint of fewer than ``step`` optimizer steps; None where there is none."""
+        return max((found for found in self._manager.all_steps() if found < step), default=None)
+
+    def drop_from(self, step: int) -> None:
+        """Deletes the checkpoints of ``step`` and later ones."""
+        self._manager.wait_until_finished()
+        for found in self._manager.all_steps():
+            if found >= step:
+                self._manager.delete(found)
+
     def close(self) -> None:
         """Waits for the save in progress and releases threads."""
-        with self._writing():
+        self._finish(last=True)
+        self._manager.close()
+
+    def abandon(self) -> None:
+        """Releases threads whatever state they are in: an error is on its way already."""
+        with contextlib.suppress(*_STORAGE_ERRORS):
             self._manager.close()
+
+    def _check_about(self, step: int, about: dict[str, Any]) -> None:
+        for part in BINDING:
+            ours, theirs = (flatten({part: of.get(part)} if part in of else {}) for of in (self._about, about))
+            for field in sorted(ours.keys() & theirs.keys()):
+                if ours[field] != theirs[field]:
+                    raise ValueError(
+                        f"checkpoint {self.directory / str(step)} was made with {field} {theirs[field]!r}, this run "
+                        f"has {ours[field]!r}; name another --workdir or give the old value"
+                    )
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
         """A checkpoint that can not be read, as one sentence."""
         try:
             yield
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(
                 f"checkpoint {self.directory / str(step)} can not be restored ({str(error).splitlines()[0][:200]}); "
                 "delete it to go on from an earlier one"
             ) from error
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Failures of a save, which may also surface at the next one, as one sentence."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            why = "no space left on the device" if "No space left" in str(error) else str(error).splitlines()[0][:200]
-            raise CheckpointError(
-                f"a checkpoint in {self.directory} can not be written ({why}); earlier ones are whole: mend that and "
-                "give the same command again"
-            ) from error
+
+@functools.cache
+def _say_failures_once() -> None:
+    """Leaves it to the sentences of this module to tell of failures.
+
+    orbax logs the traceback of each tensor that could not be written or read, and tensorstore then reports to event
+    loops that are closed, a traceback for each of these too: hundreds of lines in which the sentence is lost.
+    """
+    absl.logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    hook = sys.unraisablehook
+
+    def without_closed_loops(unraisable: Any) -> None:
+        traceback = unraisable.exc_traceback
+        if traceback is None or traceback.tb_frame.f_code.co_name != "call_soon_threadsafe":
+            hook(unraisable)
+
+    sys.unraisablehook = without_closed_loops

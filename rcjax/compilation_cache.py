@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def keep_compiled_programs() -> None:
-    """Names JAX's cache directory for this process and those it starts. To be called before ``import jax``.
+    """Names JAX's cache directory for this process and those it starts. To be called before anything is compiled.
 
     Nothing happens where ``JAX_COMPILATION_CACHE_DIR`` is set already (empty: no cache), or where the user's cache
     directory can not be written. What is compiled for a CPU may not run on another, so each kind has its own.
@@ -25,6 +26,8 @@ def keep_compiled_programs() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         if os.access(directory, os.W_OK):
             os.environ[VARIABLE] = str(directory)
+            if "jax" in sys.modules:  # it has read the environment already
+                sys.modules["jax"].config.update(VARIABLE.lower(), str(directory))
 
 
 def _processor() -> str:

@@ -24,7 +24,10 @@ class WorkdirBusyError(WorkdirError):
 
 # Fields that may change between two calls in the same workdir: they decide what is done, not what comes out of it.
 # Rows and groups of an ablation may come and go: each run has a workdir of its own that knows its config.
-FREE_FIELDS = re.compile(r"baseline|profile\.steps|evaluation\.(every|data\..*)|(rows|groups)\..*")
+FREE_FIELDS = re.compile(
+    r"baseline|profile\.steps|wandb|checkpoint\..*|guards\.(skips|hang)|train\.log_every|data\.prefetch"
+    r"|evaluation\.(every|data\..*)|(rows|groups)\..*"
+)
 EVALUATION_FILE = "evaluation.json"
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"

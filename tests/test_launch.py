@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import launcher
 from tests.conftest import QUICK_TO_COMPILE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +26,7 @@ SMALL = [
 
 def command(*arguments, config="configs/tiny.py", fields=SMALL):
     return [
-        *(sys.executable, "launch.py", f"--config={config}"),
+        f"--config={config}",
         *(f"--config.{field}" for field in fields),
         *map(str, arguments),
     ]
@@ -37,9 +38,7 @@ def environment(devices=1):
 
 
 def launch(*arguments, check=True, devices=1, **keywords):
-    done = subprocess.run(
-        command(*arguments, **keywords), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=400
-    )
+    done = launcher.run(command(*arguments, **keywords), environment(devices))
     if check:
         assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     return done
@@ -47,7 +46,7 @@ def launch(*arguments, check=True, devices=1, **keywords):
 
 def metrics(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timed = ("examples_per_second", "tokens_per_second", "flops_per_second", "utilisation", "input_wait")
+    timed = ("examples_per_second", "tokens_per_second", "flops_per_second", "utilisation", "input_wait", "goodput")
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
@@ -120,13 +119,7 @@ def test_generate_mode_draws_as_many_programs_as_asked_for(whole):
 
     def draw(*arguments):
         where = ("--mode=generate", f"--model={export}", f"--prompt_file={prompts}", "--max_new_tokens=12")
-        done = subprocess.run(
-            [sys.executable, "launch.py", *where, *arguments],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
+        done = launcher.run([*where, *arguments], environment())
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -149,46 +142,17 @@ def test_generate_mode_draws_as_many_programs_as_asked_for(whole):
     ],
 )
 def test_sampling_flags_that_can_not_be_meant_are_named(arguments, words):
-    done = subprocess.run(
-        [sys.executable, "launch.py", "--mode=generate", "--model=runs/none", "--prompt=x", *arguments],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = launcher.run(["--mode=generate", "--model=runs/none", "--prompt=x", *arguments], environment())
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_resume_after_sigkill_is_bit_identical(whole, tmp_path):
-    """Killed at several moments, restarted with the same command: same metrics, same exported weights."""
-    reference, _ = whole
-    workdir = tmp_path / "killed"
-    workdir.mkdir()
-    for name in ("data", "tokenizer"):  # as in the reference run; their own kill tests are elsewhere
-        shutil.copytree(reference / name, workdir / name)
-    for line in (3, 6, 10):
-        kill_at(line, workdir)
-    # What is made of the unfinished model must not pass for the finished one's.
-    assert "pass@1" in launch(f"--workdir={workdir}", "--mode=evaluate").stdout
-    launch(f"--workdir={workdir}", "--mode=export")
-    early = (workdir / "export/model.safetensors").read_bytes()
-    launch(f"--workdir={workdir}")
-    assert early != (workdir / "export/model.safetensors").read_bytes()
-    assert metrics(workdir) == metrics(reference)
-    assert (workdir / "export/model.safetensors").read_bytes() == (reference / "export/model.safetensors").read_bytes()
-    ours, theirs = (json.loads((place / "results.json").read_text()) for place in (workdir, reference))
-    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
 def test_killed_while_building_data_builds_the_same_data(whole, tmp_path):
     reference, _ = whole
     workdir = tmp_path / "killed"
     for written_aside in (False, True):  # at once, and while the records are written
-        process = subprocess.Popen(
-            command(f"--workdir={workdir}", "--mode=train"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
-        )
+        process = launcher.start(command(f"--workdir={workdir}", "--mode=train"), environment())
         deadline = time.monotonic() + (60 if written_aside else 0.8)
         while not list(workdir.glob(".data.*")) and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -219,20 +183,14 @@ def test_eight_devices_train_to_the_same_losses(whole, tmp_path):
 
 def kill_at(line, workdir, **keywords):
     """Starts a run and kills it, as hard as can be, when ``line`` lines of metrics are there."""
-    process = subprocess.Popen(
-        command(f"--workdir={workdir}", **keywords),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    process = launcher.start(command(f"--workdir={workdir}", **keywords), environment())
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
         file = workdir / "metrics.jsonl"
         if file.exists() and file.read_bytes().count(b"\n") >= line:
             break
         time.sleep(0.02)
-    assert process.poll() is None, process.stdout.read().decode()[-3000:]
+    assert process.poll() is None, process.said()
     process.send_signal(signal.SIGKILL)
     process.wait()
 

@@ -8,7 +8,7 @@ any time, and resuming needs nothing but the number of the next step.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -78,17 +78,24 @@ class StepBatch:
         return {name: array for name, array in arrays.items() if array.shape[1]}
 
 
+def numbered_examples(
+    sources: Sequence[Sequence[Example]], repeats: Sequence[int], settings: BatchSettings, step: int
+) -> Iterator[tuple[int, Example]]:
+    """A step's examples, each with its number among all of them."""
+    counts = [len(source) for source in sources]
+    firsts = np.concatenate([[0], np.cumsum(counts)])
+    for number in examples_of_step(counts, repeats, settings.seed, settings.batch_size, step):
+        source = int(np.searchsorted(firsts, number, side="right")) - 1
+        yield number, sources[source][number - firsts[source]]
+
+
 def views_of_step(
     sources: Sequence[Sequence[Example]], repeats: Sequence[int], settings: BatchSettings, step: int
 ) -> tuple[list[ExampleViews], float]:
     """The views of a step's examples, and the mask rate they were made with."""
     rate = mask_rate(step, settings.total_steps, settings.curriculum.rate)
-    counts = [len(source) for source in sources]
-    firsts = np.concatenate([[0], np.cumsum(counts)])
     views = []
-    for number in examples_of_step(counts, repeats, settings.seed, settings.batch_size, step):
-        source = int(np.searchsorted(firsts, number, side="right")) - 1
-        example = sources[source][number - firsts[source]]
+    for number, example in numbered_examples(sources, repeats, settings, step):
         mask = None
         if example.kind == REFLECTION and settings.objective.uses_student:
             rng = np.random.default_rng([settings.seed, step, int(number)])
@@ -105,6 +112,10 @@ class StepSource:
 
     def __len__(self) -> int:
         return self._settings.total_steps
+
+    def example_ids(self, step: int) -> list[str]:
+        """Of what optimizer step ``step`` (from 0) trains on."""
+        return [example.id for _, example in numbered_examples(self._sources, self._repeats, self._settings, step)]
 
     def __getitem__(self, step: int) -> StepBatch:
         settings = self._settings

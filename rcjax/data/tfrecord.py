@@ -31,6 +31,12 @@ def masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def framed(record: bytes) -> bytes:
+    """A record as it lies in a file."""
+    length = _LENGTH.pack(len(record))
+    return b"".join((length, _CRC.pack(masked_crc(length)), record, _CRC.pack(masked_crc(record))))
+
+
 class RecordWriter:
     """Writes records to a file; a context manager."""
 
@@ -39,10 +45,7 @@ class RecordWriter:
 
     def write(self, record: bytes) -> None:
         """Appends one record."""
-        length = _LENGTH.pack(len(record))
-        self._file.write(length + _CRC.pack(masked_crc(length)))
-        self._file.write(record)
-        self._file.write(_CRC.pack(masked_crc(record)))
+        self._file.write(framed(record))
 
     def close(self) -> None:
         """Flushes and closes the file."""

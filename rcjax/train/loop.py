@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+import rcjax
 from rcjax.blocks import Example
 from rcjax.checkpoint import Checkpoints
 from rcjax.data.loader import BatchSettings, StepBatch, StepSource, most_slots, step_batches
 from rcjax.model import LlamaConfig
 from rcjax.model.flops import peak_flops
 from rcjax.packing import RowTooShortError
-from rcjax.progress import progress
+from rcjax.progress import progress, say
 from rcjax.sharding import make_mesh, row_shards
 from rcjax.train.evaluation import Evaluate, PeriodicEvaluation
+from rcjax.train.goodput import CHECKPOINT, EVALUATION, INPUT, Goodput
+from rcjax.train.guards import Guards, watchdog
 from rcjax.train.meter import Meter
-from rcjax.train.metrics import MetricsWriter
+from rcjax.train.metrics import MetricsWriter, wandb_run
+from rcjax.train.preemption import PreemptedError, Preemption
 from rcjax.train.profile import Profile, profiled_steps
 from rcjax.train.program import check_settings, make_curriculum, make_program, objective_of
 from rcjax.train.state import (
@@ -31,7 +38,7 @@ from rcjax.train.state import (
     init_state,
     param_shardings,
 )
-from rcjax.train.step import Steps
+from rcjax.train.step import NORMS, Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,68 +114,188 @@ def train(
             f"config.packing.row_length is {settings.row_length}, but the views of example {longest.id!r} can take "
             f"{most_slots(longest, objective)} slots; raise it, or lower config.data.max_length"
         )
-    batches = step_batches(StepSource(sources, repeats, settings), config.data.prefetch)
+    source = StepSource(sources, repeats, settings)
+    batches = step_batches(source, config.data.prefetch)
 
     # ---- model, optimizer, compiled steps
     program = make_program(config, model_config, mesh, steps_in_all, teacher=teacher.config if teacher else None)
-    steps, shardings = program.steps, program.shardings
 
+    run = _Run(config, workdir, title, steps_in_all, program, source, batches, load, teacher, evaluate)
     with jax.set_mesh(mesh):
-        # ---- fresh start or resume
-        checkpoints = Checkpoints(workdir / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
-        done = checkpoints.latest()
-        computed_tokens = 0
+        try:
+            return run.run()
+        except BaseException:
+            run.checkpoints.abandon()
+            raise
+
+
+class _Run:
+    """One call of ``train``: what it owns, and the loop."""
+
+    def __init__(self, config, workdir, title, steps_in_all, program, source, batches, load, teacher, evaluate):
+        self.config, self.workdir, self.title, self.steps_in_all = config, workdir, title, steps_in_all
+        self.program, self.source, self.batches = program, source, batches
+        self.load, self.teacher, self.evaluate = load, teacher, evaluate
+        self.goodput = Goodput()
+        self.meter = Meter(program.model, program.loss.teacher, peak_flops(program.loss.compute_dtype))
+        self.guards = make_guards(config.guards, workdir)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint, about=about(config, program.model))
+
+    def run(self) -> TrainingRun:
+        first = self._start()
+        wandb = wandb_run(self.config.wandb, self.workdir, self.config.to_dict())
+        self.metrics = MetricsWriter(self.workdir, resume_step=first or None, wandb=wandb)
+        self.evaluations = PeriodicEvaluation(self.evaluate, self.config.evaluation.every, self.metrics, self.workdir)
+        self.evaluations.resume(first, self.state.params)
+        self.profile = Profile(self.workdir / "profile", profiled_steps(self.config.profile.steps))
+        with (
+            contextlib.closing(self.metrics),
+            Preemption() as preemption,
+            watchdog(self.config.guards.hang) as alive,
+            progress(self.title, total=self.steps_in_all, unit="steps", done=first, live=True) as self.bar,
+        ):
+            self._loop(first, preemption, alive)
+            self.profile.close(self.sums)
+            self.checkpoints.close()
+            self.evaluations.close()
+        if self.steps_in_all > first:
+            say(self.goodput.describe())
+        return TrainingRun(self.steps_in_all, self.steps_in_all - first, self.computed_tokens, self.state.params)
+
+    def _start(self) -> int:
+        """Makes or restores the state; returns the number of steps that are done."""
+        program, shardings = self.program, self.program.shardings
+        self.computed_tokens = 0
+        done = self.checkpoints.latest()
         if done is None:
-            params = load(shardings.params) if load else None
-            state = init_state(model_config, program.tx, shardings, config.seed, params)
-            del params  # the state owns them: the first update gives their memory away
+            params = self.load(shardings.params) if self.load else None
+            # The state owns them from here on: the first update gives their memory away.
+            self.state = init_state(program.model, program.tx, shardings, self.config.seed, params)
         else:
-            state, data_state = checkpoints.restore(abstract_state(model_config, program.tx, shardings))
-            batches.set_state(data_state["iterator"])
-            computed_tokens = data_state["computed_tokens"]
+            self.state, data = self.checkpoints.restore(abstract_state(program.model, program.tx, shardings))
+            self.batches.set_state(data["iterator"])
+            self.computed_tokens = data["computed_tokens"]
+            self.goodput.resume(data["goodput"])
+        self.teacher_params = self.teacher.load(program.mesh) if self.teacher else None
+        self.sums = program.steps.zeros()
+        return done or 0
 
-        teacher_params = teacher.load(mesh) if teacher else None
+    def _loop(self, first: int, preemption: Preemption, alive: Callable[[], None]) -> None:
+        pending: _Pending | None = None  # numbers of a step that may still run
+        self.goodput.steps_begin()
+        clock = time.perf_counter()
+        for step in range(first, self.steps_in_all):
+            asked = time.perf_counter()
+            with self.goodput.doing(INPUT):
+                batch: StepBatch = next(self.batches)
+            waited = time.perf_counter() - asked
+            with self.profile.step(step):
+                self.state, self.sums, on_device = run_step(
+                    self.program.steps, self.state, self.sums, batch, self.teacher_params
+                )
+            self.profile.after(step, on_device)
+            with self.goodput.doing(EVALUATION):
+                self.evaluations.after(step + 1, self.state.params)
+            self.computed_tokens += int(batch.metrics["tokens"])
+            # The previous step's numbers are fetched while this one runs: no stall.
+            spike = self._log(pending)
+            clock, seconds = time.perf_counter(), time.perf_counter() - clock
+            rates = self.meter.rates(batch, seconds, waited)
+            pending = _Pending(step + 1, on_device, batch, self.computed_tokens, rates)
+            alive()
+            last, preempted = step + 1 == self.steps_in_all, preemption.reached(step + 1)
+            if last or preempted or self.checkpoints.due(step + 1) or spike is not None:
+                later, pending = self._log(pending), None
+                spike = later if spike is None else spike
+                if spike is not None:
+                    self._roll_back(spike, step + 1)
+                with self.goodput.doing(EVALUATION):
+                    self.evaluations.settle(before=step + 1)
+                self._save(step + 1, batch, last=last or preempted)
+            self.bar.advance()
+            if preempted and not last:
+                raise PreemptedError(
+                    f"told to stop: saved behind step {step + 1} of {self.steps_in_all}; the same command goes on"
+                )
 
-        # ---- the loop
-        metrics = MetricsWriter(workdir, resume_step=done)
-        profile = Profile(workdir / "profile", profiled_steps(config.profile.steps))
-        evaluations = PeriodicEvaluation(evaluate, config.evaluation.every, metrics, workdir)
-        evaluations.resume(done or 0, state.params)
-        meter = Meter(model_config, program.loss.teacher, peak_flops(program.loss.compute_dtype))
-        pending = None  # metrics on the device of a step that may still run
-        sums = steps.zeros()
-        first = done or 0
-        with progress(title, total=steps_in_all, unit="steps", done=first) as bar:
-            clock = time.perf_counter()
-            for step in range(first, steps_in_all):
-                asked = time.perf_counter()
-                batch: StepBatch = next(batches)
-                waited = time.perf_counter() - asked
-                with profile.step(step):
-                    state, sums, on_device = run_step(steps, state, sums, batch, teacher_params)
-                profile.after(step, on_device)
-                evaluations.after(step + 1, state.params)
-                computed_tokens += int(batch.metrics["tokens"])
-                # The previous step's numbers are fetched while this one runs: no stall.
-                if pending is not None:
-                    _log(metrics, bar, *pending, config.train.log_every, steps_in_all)
-                clock, seconds = time.perf_counter(), time.perf_counter() - clock
-                pending = (step + 1, on_device, batch, computed_tokens, meter.rates(batch, seconds, waited))
-                last = step + 1 == steps_in_all
-                if last or (step + 1) % config.checkpoint.every == 0:
-                    # Metrics reach the disk before the checkpoint that a resume would start behind.
-                    _log(metrics, bar, *pending, config.train.log_every, steps_in_all)
-                    pending = None
-                    evaluations.settle(before=step + 1)
-                    metrics.flush()
-                    data_state = {"iterator": batches.get_state(), "computed_tokens": computed_tokens}
-                    checkpoints.save(step + 1, state, data_state, force=last)
-                bar.advance()
-        profile.close(sums)
-        checkpoints.close()
-        evaluations.close()
-        metrics.close()
-    return TrainingRun(steps_in_all, steps_in_all - first, computed_tokens, state.params)
+    def _save(self, step: int, batch: StepBatch, last: bool) -> None:
+        with self.goodput.doing(CHECKPOINT):
+            data = {
+                "iterator": self.batches.get_state(),
+                "computed_tokens": self.computed_tokens,
+                "curriculum": {"name": self.config.curriculum.name, "mask_rate": batch.metrics["mask_rate"]},
+                "goodput": self.goodput.state(),
+            }
+            self.checkpoints.save(step, self.state, data, last=last)
+
+    def _roll_back(self, spike: int, step: int) -> None:
+        """Parameters of before the spike, for the steps behind ``step``: those between are not done again."""
+        self.guards.forget()
+        target = self.checkpoints.before(spike)
+        if target is None:
+            say(f"no checkpoint from before step {spike} to go back to; training goes on as it is")
+            return
+        say(f"back to the parameters of step {target}; training goes on with the data behind step {step}")
+        abstract = abstract_state(self.program.model, self.program.tx, self.program.shardings)
+        state, _ = self.checkpoints.restore(abstract, target)
+        lost = step - target
+        self.state = dataclasses.replace(state, step=state.step + lost, skipped=state.skipped + lost)
+        self.checkpoints.drop_from(spike)
+
+    def _log(self, pending: _Pending | None) -> int | None:
+        """Waits for a step's numbers, shows and writes them; what the guards say to them."""
+        if pending is None:
+            return None
+        step, batch, about_step = pending.step, pending.batch, pending.batch.metrics
+        values = {name: float(value) for name, value in pending.on_device.items() if name != NORMS}
+        rates = dict(pending.rates)
+        self.bar.figures(
+            {
+                "loss": f"{values['loss']:.3f}",
+                "ce": f"{values['ce']:.3f}",
+                "kl": f"{values['kl']:.3f}",
+                "mask rate": f"{about_step['mask_rate']:.2f}",
+                "learning rate": f"{values['learning_rate']:.2e}",
+                "tokens/s": f"{rates['tokens_per_second']:,.0f}",
+                "utilisation": f"{rates['utilisation']:.0%}",
+                "goodput": f"{self.goodput.share():.1%}",
+            }
+        )
+        if step % self.config.train.log_every == 0 or step in (1, self.steps_in_all):
+            shown = {name: value for name, value in about_step.items() if name not in ("examples", "tokens")}
+            account = {"computed_tokens": float(pending.computed_tokens), "goodput": self.goodput.share()}
+            self.metrics.write(step, values | shown | rates | account)
+        finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+        norms, examples = ({}, ()) if finite else (pending.on_device[NORMS], self.source.example_ids(batch.step))
+        return self.guards.see(step, values, norms, examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step whose numbers are not fetched yet."""
+
+    step: int
+    on_device: dict
+    batch: StepBatch
+    computed_tokens: int
+    rates: Mapping[str, float]
+
+
+def make_guards(config: ConfigDict, workdir: Path) -> Guards:
+    """What watches over a run, from ``config.guards``."""
+    return Guards(config.skips, config.spike, config.rollback, workdir / "dumps")
+
+
+def about(config: ConfigDict, model: LlamaConfig) -> dict:
+    """What a checkpoint tells of the run that made it."""
+    stored = json.loads(config.to_json_best_effort())
+    return {
+        "model": {**model.to_hf(), "vocab_multiple": model.vocab_multiple},
+        "optimizer": stored["optimizer"],
+        "teacher": {"name": stored["teacher"]["name"]},
+        "config": stored,
+        "versions": {"rcjax": rcjax.__version__, "jax": jax.__version__},
+    }
 
 
 def restore_params(
@@ -186,7 +313,7 @@ def restore_params(
       FileNotFoundError: there is no checkpoint, or none of ``step``.
     """
     abstract = abstract_params(model_config, param_shardings(model_config, make_mesh(config.mesh)))
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     try:
         return checkpoints.restore_params(abstract, step, field="ema" if weights == "ema" else "params")
     finally:
@@ -207,12 +334,3 @@ def run_step(
             microbatch = {name: jax.device_put(array, steps.row_sharding) for name, array in arrays}
         sums = steps.accumulate(state.params, sums, microbatch, teacher_params)
     return steps.update(state, sums)
-
-
-def _log(metrics, bar, step, on_device, batch, computed_tokens, rates, log_every, steps_in_all) -> None:
-    values = {name: float(value) for name, value in on_device.items()}
-    bar.note(f"loss {values['loss']:.3f} · rate {batch.metrics['mask_rate']:.2f}")
-    if step % log_every and step not in (1, steps_in_all):
-        return
-    about = {name: value for name, value in batch.metrics.items() if name not in ("examples", "tokens")}
-    metrics.write(step, values | about | dict(rates) | {"computed_tokens": float(computed_tokens)})

@@ -3,20 +3,28 @@
 One flat JSON object a line, ``{"step": 40, "loss": 0.71, ...}``, strictly valid JSON: a value that is not finite is
 written as ``null`` (TensorBoard's event keeps the NaN or infinity itself). Steps rise, but for lines of evaluations,
 which are written when those are finished. Every line is handed to the operating system before ``write`` returns, so a
-killed process leaves at most its last line cut short.
+killed process leaves at most its last line cut short. On a full disk lines wait in memory.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import importlib.util
 import json
 import math
 import os
+import re
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from rcjax.data.tfrecord import framed
+from rcjax.progress import say
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -65,16 +73,17 @@ class MetricsWriter:
       workdir: directory of ``metrics.jsonl`` and the event files; made if missing.
       resume_step: the last step that is kept of an earlier run in the same directory, the step of the
         checkpoint that training goes on from. None starts anew: earlier metrics are dropped.
+      wandb: a run of Weights & Biases (``wandb_run``) that gets the same numbers.
 
     Raises:
       MetricsError: the earlier file is damaged elsewhere than in its last line.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], resume_step: int | None = None):
-        # Late: both cost 0.3 s and are not needed to read metrics.
+    def __init__(self, workdir: str | os.PathLike[str], resume_step: int | None = None, wandb: Any = None):
+        # Late: it costs 0.3 s and is not needed to read metrics.
         from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        self._wandb = wandb
         self._event_pb2, self._summary_pb2 = event_pb2, summary_pb2
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -84,15 +93,16 @@ class MetricsWriter:
         aside.write_text("".join(_line(row) for row in kept), encoding="utf-8")
         os.replace(aside, path)
         self._last_step = max((row["step"] for row in kept), default=None)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the writer
+        self._file = _Appended(path)
         resumed = _wait_to_sort_last(workdir)
-        self._events = EventFileWriter(str(workdir))
+        now = time.time()
+        self._events = _Appended(workdir / f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}")
+        self._add_event(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
         if resumed:
             # Readers drop what earlier event files say about this step and later ones.
             first = 0 if resume_step is None else resume_step + 1
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._events.add_event(event_pb2.Event(wall_time=time.time(), step=first, session_log=start))
-            self._events.flush()
+            self._add_event(event_pb2.Event(wall_time=time.time(), step=first, session_log=start))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line and one TensorBoard event.
@@ -116,33 +126,66 @@ class MetricsWriter:
         if "step" in values:
             raise ValueError("metrics hold the key 'step'; the step is an argument of its own")
         numbers = {key: _number(key, value) for key, value in values.items()}
-        self._file.write(_line({"step": step, **numbers}))
-        self._file.flush()
-        # flush as well: the line above and the event shall survive the same kills
+        self._file.add(_line({"step": step, **numbers}).encode())
         summary = self._summary_pb2.Summary(
             value=[
                 self._summary_pb2.Summary.Value(tag=key, simple_value=_float32(value)) for key, value in numbers.items()
             ]
         )
-        self._events.add_event(self._event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
-        self._events.flush()
+        self._add_event(self._event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        if self._wandb is not None:
+            self._wandb.log({"step": step, **numbers})
 
-    def flush(self) -> None:
-        """Hands everything written so far to the operating system."""
-        self._file.flush()
-        self._events.flush()
+    def _add_event(self, event: Any) -> None:
+        self._events.add(framed(event.SerializeToString()))
 
     def close(self) -> None:
-        """Flushes and closes both files; may be called twice."""
+        """Closes all files; may be called twice."""
         if not self._file.closed:
             self._file.close()
             self._events.close()
+            if self._wandb is not None:
+                self._wandb.finish()
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Appended:
+    """A file to which whole lines or records are appended. Those that find no room wait for some."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the writer
+        self._waiting: list[bytes] = []
+        self._told = False
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def add(self, part: bytes) -> None:
+        self._waiting.append(part)
+        while self._waiting:
+            end = os.fstat(self._file.fileno()).st_size
+            try:
+                written = self._file.write(self._waiting[0])
+                if written < len(self._waiting[0]):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                os.ftruncate(self._file.fileno(), end)  # no half of it
+                if not self._told:
+                    say(f"WARNING: {self._path} can not be written ({error.strerror}); metrics wait for room")
+                    self._told = True
+                return
+            del self._waiting[0]
+        self._told = False
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _wait_to_sort_last(workdir: Path) -> bool:
@@ -154,6 +197,32 @@ def _wait_to_sort_last(workdir: Path) -> bool:
     if seconds and max(seconds) == int(time.time()):
         time.sleep(1.001 - time.time() % 1)
     return bool(seconds)
+
+
+def wandb_run(project: str, workdir: Path, config: Mapping[str, Any]) -> Any:
+    """A run of Weights & Biases, the same one whenever the workdir is; None where ``project`` is empty.
+
+    Raises:
+      MetricsError: the package is not installed.
+    """
+    if not project:
+        return None
+    if importlib.util.find_spec("wandb") is None:
+        raise MetricsError(f"config.wandb is {project!r}, but wandb is not installed: pip install wandb")
+    import wandb
+
+    # Its own step would refuse late lines of evaluations; ours travels as a value.
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", workdir.name)
+    run = wandb.init(
+        project=project,
+        name=name,
+        id=f"{name}-{hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:8]}",
+        dir=str(workdir),
+        config=dict(config),
+        resume="allow",
+    )
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def _number(key: str, value: Any) -> int | float:

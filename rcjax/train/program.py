@@ -20,6 +20,7 @@ from rcjax.model import LlamaConfig
 from rcjax.model.llama import HOST_MEMORY, REMAT_POLICIES
 from rcjax.objective import TABLES, Objective, make_objective
 from rcjax.sharding import make_mesh
+from rcjax.train.guards import check_guards
 from rcjax.train.state import Average, TrainState, make_optimizer, state_shardings
 from rcjax.train.step import LossSettings, Steps, make_steps
 
@@ -127,6 +128,10 @@ def check_settings(config: ConfigDict) -> None:
     for field in ("row_length", "rows_per_device", "cuts"):
         if config.packing[field] < 1:
             raise ValueError(f"config.packing.{field} is {config.packing[field]}; expected at least 1")
+    for field, value in config.checkpoint.items():
+        if value is not None and value < 0:
+            raise ValueError(f"config.checkpoint.{field} is {value}; expected 0 or more")
+    check_guards(config.guards)
     check_remat(config.train.remat, make_mesh(config.mesh))
 
 

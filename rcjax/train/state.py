@@ -24,10 +24,13 @@ Params = Any
 class TrainState:
     """One pytree: ``step`` int32 [], ``params`` nested dict of master weights, ``opt_state`` of optax.
 
+    ``skipped`` int32 []: how many of the steps changed nothing, since their gradient was not finite or since the run
+    went back behind them; the optimizer does not count them.
     ``ema``: a moving average of ``params`` (``Average``), or None.
     """
 
     step: jax.Array
+    skipped: jax.Array
     params: Params
     opt_state: optax.OptState
     ema: Params | None = None
@@ -152,7 +155,9 @@ def state_shardings(
         params,
         transform_non_params=lambda _: replicated,
     )
-    return TrainState(step=replicated, params=params, opt_state=opt_state, ema=params if ema else None)
+    return TrainState(
+        step=replicated, skipped=replicated, params=params, opt_state=opt_state, ema=params if ema else None
+    )
 
 
 def init_state(
@@ -171,11 +176,11 @@ def init_state(
         init = functools.partial(llama.init_params, config)
         params = jax.jit(init, out_shardings=shardings.params)(jax.random.key(seed))
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
-    step = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)()
+    step, skipped = (jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)() for _ in range(2))
     ema = None
     if shardings.ema is not None:  # a copy: the first update gives the buffers of both away
         ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
-    return TrainState(step=step, params=params, opt_state=opt_state, ema=ema)
+    return TrainState(step=step, skipped=skipped, params=params, opt_state=opt_state, ema=ema)
 
 
 def abstract_params(config: LlamaConfig, shardings: Params) -> Params:
@@ -193,7 +198,8 @@ def abstract_state(config: LlamaConfig, tx: optax.GradientTransformation, shardi
     def init():
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), llama.abstract_params(config))
         ema = None if shardings.ema is None else params
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), ema=ema)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(step=zero, skipped=zero, params=params, opt_state=tx.init(params), ema=ema)
 
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -23,6 +23,7 @@ from rcjax.sharding import partition_spec
 from rcjax.train.state import Average, TrainState
 
 Microbatch = dict[str, jax.Array]
+NORMS = "norms"  # metric of the update: the gradient's norms by tensor and layer where it is not finite, else zeros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,8 @@ class Steps:
     """The compiled programs of training.
 
     ``zeros() -> sums``, ``accumulate(params, sums, microbatch, teacher_params) -> sums`` and
-    ``update(state, sums) -> (state, zeroed sums, metrics)``; states and sums are donated. ``teacher_params`` is None
+    ``update(state, sums) -> (state, zeroed sums, metrics)``; states and sums are donated. Where loss or gradient are
+    not finite, ``update`` counts the step as skipped and leaves everything else as it is. ``teacher_params`` is None
     where the network teaches itself.
     """
 
@@ -138,18 +140,29 @@ def make_steps(
             return jax.tree.map(jnp.add, sums, {"grads": grads, "loss": loss, **parts})
 
     def update(state, sums):
+        grads, norm = sums["grads"], optax.tree.norm(sums["grads"])
+        finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
         with jax.named_scope("optimizer"):
-            updates, opt_state = tx.update(sums["grads"], state.opt_state, state.params)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
+        step, skipped = state.step + 1, state.skipped + ~finite
+        ema = state.ema if average is None else average.update(state.ema, params, step - skipped)
+        # What an infinity would spoil for ever stays as it was.
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
         metrics = {
             "loss": sums["loss"],
             "ce": sums["ce"],
             "kl": sums["kl"],
-            "learning_rate": schedule(state.step),
-            "grad_norm": optax.tree.norm(sums["grads"]),
+            "learning_rate": schedule(state.step - state.skipped),
+            "grad_norm": norm,
+            "skipped": skipped,
+            NORMS: jax.lax.cond(finite, _no_norms, _norms, grads),
         }
-        ema = state.ema if average is None else average.update(state.ema, params, state.step + 1)
-        state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+        state = TrainState(step=step, skipped=skipped, params=params, opt_state=opt_state, ema=ema)
         return state, jax.tree.map(jnp.zeros_like, sums), metrics
 
     return Steps(
@@ -158,3 +171,17 @@ def make_steps(
         update=jax.jit(update, donate_argnums=(0, 1), out_shardings=(shardings, sums_sharding, replicated)),
         row_sharding=NamedSharding(mesh, partition_spec(("batch",))),
     )
+
+
+def _norms(grads):
+    """The norm of each tensor, [L] where layers are stacked."""
+
+    def norm(path, leaf):
+        axes = range(1 if path[0].key == "layers" else 0, leaf.ndim)
+        return jnp.sqrt(jnp.sum(jnp.square(leaf), axis=tuple(axes)))
+
+    return jax.tree_util.tree_map_with_path(norm, grads)
+
+
+def _no_norms(grads):
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_norms, grads))

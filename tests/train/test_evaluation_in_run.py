@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.test_launch import ROOT, SMALL, environment, kill_at, launch, metrics
+from tests.test_launch import ROOT, SMALL, environment, launch, metrics
 
 # Of its own head and taught little: it writes something, and something else at each step.
 UNTIED = ("model.tie_embeddings=false", "optimizer.learning_rate=1e-3")
@@ -67,19 +67,6 @@ def test_it_finds_what_an_evaluation_after_the_fact_finds(evaluated):
         "heldout_mean_characters": pytest.approx(sum(lengths) / len(lengths)),
     }
     assert len({row["heldout_mean_characters"] for row in rows(evaluated)[1].values()}) > 1, "each step has its own"
-
-
-def test_a_killed_run_ends_with_every_result(plain, evaluated):
-    workdir = plain.parent / "killed"
-    fields = beside(workdir, plain)
-    for line in (5, 9):
-        kill_at(line, workdir, fields=fields)
-    launch(f"--workdir={workdir}", fields=fields)
-    steps, found = rows(workdir)
-    assert found == rows(evaluated)[1]
-    assert steps == rows(evaluated)[0]
-    ours, theirs = ((place / "export/model.safetensors").read_bytes() for place in (workdir, evaluated))
-    assert ours == theirs
 
 
 def test_a_checkpoint_of_a_run_is_evaluated_on_benchmarks(plain, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rcjax.train.metrics import METRICS_FILE, MetricsError, MetricsWriter, read_metrics
+from rcjax.train.metrics import METRICS_FILE, MetricsError, MetricsWriter, read_metrics, wandb_run
 
 
 def strict(text: str):
@@ -145,3 +146,41 @@ def test_misuse_is_refused(tmp_path):
             with pytest.raises(TypeError, match="metric 'loss'"):
                 metrics.write(6, {"loss": value})
     assert [row["step"] for row in read_metrics(tmp_path)] == [5, 5]
+
+
+def test_lines_that_find_no_room_wait_for_it(tmp_path, capsys):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with MetricsWriter(tmp_path, None) as metrics:
+        for step in range(10):
+            metrics.write(step, {"loss": step / 7})
+        size = (tmp_path / METRICS_FILE).stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, limit[1]))  # a line and a half
+        try:
+            for step in range(10, 20):
+                metrics.write(step, {"loss": step / 7})
+            assert len((tmp_path / METRICS_FILE).read_bytes().splitlines()) == 11, "no half line"
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        metrics.write(20, {"loss": 0.0})
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(21))
+    assert [step for step, _ in scalars(tmp_path, "loss")] == list(range(21))
+    assert capsys.readouterr().out.count("metrics wait for room") == 2  # a line for each file
+
+
+def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is optional: pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = wandb_run("rcjax", tmp_path, {"seed": 1})
+    with MetricsWriter(tmp_path, None, wandb=run) as metrics:
+        metrics.write(3, {"loss": 0.25})
+        assert run.summary["loss"] == 0.25
+        assert run.summary["step"] == 3
+    assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_without_the_package_weights_and_biases_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MetricsError, match=r"config\.wandb is 'p', but wandb is not installed: pip install wandb"):
+        wandb_run("p", tmp_path, {})
+    assert wandb_run("", tmp_path, {}) is None
