@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import subprocess
 import time
 from xml.etree import ElementTree
 
@@ -13,7 +12,8 @@ from configs import ablations
 from rcjax.ablation import AblationError, row_config, select
 from rcjax.train.program import average_of, make_curriculum, objective_of
 from rcjax.workdir import WorkdirError, flatten, open_workdir
-from tests.test_launch import ROOT, SMALL, command, environment, launch
+from tests import launcher
+from tests.test_launch import SMALL, command, environment, launch
 
 CONFIG = "configs/ablations.py:tiny"
 FIELDS = [f"base.{field}" for field in SMALL]
@@ -74,13 +74,8 @@ def test_modes_and_configs_that_do_not_go_together(tmp_path):
 
 
 def start(workdir, *arguments):
-    return subprocess.Popen(
-        command(f"--workdir={workdir}", *CHOSEN, *arguments, config=CONFIG, fields=FIELDS),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    return launcher.start(
+        command(f"--workdir={workdir}", *CHOSEN, *arguments, config=CONFIG, fields=FIELDS), environment()
     )
 
 
@@ -91,14 +86,15 @@ def test_killed_shared_and_continued(tmp_path):
     metrics = workdir / "runs/instructions/seed_0/metrics.jsonl"
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_bytes().count(b"\n") > 5):
-        assert killed.poll() is None, killed.stdout.read()[-3000:]
+        assert killed.poll() is None, killed.said()
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     processes = [start(workdir, "--seeds=2") for _ in range(2)]
-    outputs = [process.communicate(timeout=400)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    runs = [re.findall(r"^--- run \d of 4: (\w+), seed (\d)$", output, re.MULTILINE) for output in outputs]
+    codes = [process.wait(400) for process in processes]
+    outputs = [process.said() for process in processes]
+    assert codes == [0, 0], outputs
+    runs = [re.findall(r"^--- run \d of 4: (\w+), seed (\d)$", said, re.MULTILINE) for said, _ in outputs]
     assert sorted(runs[0] + runs[1]) == sorted((row, seed) for row in ("instructions", "full") for seed in "01")
     assert runs[0]
     assert runs[1]

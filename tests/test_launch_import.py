@@ -3,15 +3,14 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from rcjax.blocks import SPECIAL_TOKENS
 from rcjax.hf.load import load_model, read_json
-from tests.test_launch import ROOT, environment, launch, metrics
+from tests import launcher
+from tests.test_launch import environment, launch, metrics
 
 torch = pytest.importorskip("torch", reason="the checkpoint to start from is made by transformers, which needs torch")
 BASE = "configs/base.py"
@@ -76,9 +75,7 @@ def exported(trained):
 
 
 def run(*flags, check=True):
-    done = subprocess.run(
-        [sys.executable, "launch.py", *flags], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
-    )
+    done = launcher.run(list(flags), environment())
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 

@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from rcjax.evaluation.generation import GenerationSettings, SettingsError
 from rcjax.evaluation.journal import OutputError
 from rcjax.evaluation.model import open_model
 from rcjax.evaluation.run_comparison import ComparisonError, compare_runs
+from tests import launcher
 from tests.conftest import QUICK_TO_COMPILE
 from tests.evaluation import taught
 
@@ -52,7 +51,7 @@ def untaught(place, data):
 
 
 def command(*arguments):
-    return [sys.executable, "launch.py", "--mode=evaluate", *map(str, arguments)]
+    return ["--mode=evaluate", *map(str, arguments)]
 
 
 def on_tasks(model, data, output, *arguments):
@@ -65,7 +64,7 @@ def environment():
 
 
 def launch(arguments, check=True):
-    done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400)
+    done = launcher.run(arguments, environment())
     if check:
         assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     return done
@@ -131,7 +130,7 @@ def test_samples_are_whole_programs_in_evalplus_form(whole, data):
     assert rows[0]["prompt"].endswith("<|assistant|><|text|>```python\n")
     arguments = ["--mode=score", "--benchmark=humaneval+", f"--data={data}"]
     samples = output / "samples-humaneval+.jsonl"
-    scored = launch([sys.executable, "launch.py", *arguments, f"--samples={samples}", f"--output={output}/again"])
+    scored = launch([*arguments, f"--samples={samples}", f"--output={output}/again"])
     again = json.loads((output / "again/results.json").read_text())
     assert again["tasks"] == read_results(output)["benchmarks"]["humaneval+"]["tasks"], scored.stdout
     shutil.rmtree(output / "again")
@@ -191,7 +190,7 @@ def test_a_finished_evaluation_writes_nothing_again(whole, model, data):
 def test_a_killed_evaluation_goes_on_to_the_same_results(whole, place, model, data):
     output = place / "killed"
     arguments = on_tasks(model, data, output, "--rounds=3", "--batch_size=1")
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = launcher.start(arguments, environment())
     journal = output / "journal/humaneval+.jsonl"
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
@@ -201,7 +200,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_results(whole, place, model, da
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = journal.read_bytes()
-    assert kept.count(b"\n") >= 2, process.stdout.read().decode()[-3000:]
+    assert kept.count(b"\n") >= 2, process.said()
     journal.write_bytes(kept[: kept.index(b"\n", kept.index(b"\n") + 1) + 30])  # and in the middle of a line
     launch(arguments)
     assert journal.read_bytes().startswith(kept[: kept.index(b"\n", kept.index(b"\n") + 1) + 1])

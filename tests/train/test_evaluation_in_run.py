@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from tests.test_launch import ROOT, SMALL, environment, launch, metrics
+from tests import launcher
+from tests.test_launch import SMALL, environment, launch, metrics
 
 # Of its own head and taught little: it writes something, and something else at each step.
 UNTIED = ("model.tie_embeddings=false", "optimizer.learning_rate=1e-3")
@@ -73,8 +72,7 @@ def test_a_checkpoint_of_a_run_is_evaluated_on_benchmarks(plain, tmp_path):
     from tests.evaluation.taught import write_benchmark
 
     flags = ("--benchmarks=humaneval+", f"--data={write_benchmark(tmp_path / 'tasks.jsonl')}", "--max_new_tokens=8")
-    arguments = [sys.executable, "launch.py", "--mode=evaluate", f"--workdir={plain}", *flags]
-    done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400)
+    done = launcher.run(["--mode=evaluate", f"--workdir={plain}", *flags], environment())
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((plain / "benchmarks/results.json").read_text())
     assert results["model"]["step"] == 12
