@@ -26,7 +26,7 @@ from rcjax.model.attention import PATHS, Attention, default_path
 from rcjax.model.config import LlamaConfig, ModelConfigError
 from rcjax.model.layers import INIT_STDDEV, MLP, Projection, RMSNorm, rms_norm
 from rcjax.model.rope import rotation
-from rcjax.sharding import constrain
+from rcjax.sharding import LAYERS, constrain
 
 Params = dict[str, Any]
 
@@ -209,7 +209,7 @@ def logical_axes(config: LlamaConfig) -> Params:
         node = axes
         for part in path[:-1]:
             node = node.setdefault(part, {})
-        node[path[-1]] = (None, *names) if path[0] == "layers" else names  # the stacked layers are not split
+        node[path[-1]] = (LAYERS, *names) if path[0] == "layers" else names
     return axes
 
 

@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from rcjax.blocks import BlockType
 from rcjax.curriculum import Curriculum, Rate
+from rcjax.layout import layout_of, mesh_of
 from rcjax.model import LlamaConfig
 from rcjax.model.llama import HOST_MEMORY, REMAT_POLICIES
 from rcjax.objective import TABLES, Objective, make_objective
-from rcjax.sharding import make_mesh
-from rcjax.train.state import Average, TrainState, make_optimizer, state_shardings
+from rcjax.train.state import Average, Params, TrainState, check_mesh, make_optimizer, param_shardings, state_shardings
 from rcjax.train.step import LossSettings, Steps, make_steps
 
 TEACHERS = ("self", "frozen", "ema")
@@ -37,6 +37,7 @@ class Program:
       average: the moving average that the state keeps, or None.
       tx, schedule: the optimizer, and its learning rate by step.
       shardings: where each tensor of the state lives.
+      teacher: where each parameter of another network that teaches lives, or None.
       steps: the compiled (lazily) programs.
     """
 
@@ -47,6 +48,7 @@ class Program:
     tx: optax.GradientTransformation
     schedule: Callable
     shardings: TrainState
+    teacher: Params | None
     steps: Steps
 
 
@@ -72,7 +74,9 @@ def make_program(
     """
     tx, schedule = make_optimizer(config.optimizer, total_steps)
     average = average_of(config.teacher)
-    shardings = state_shardings(model, tx, mesh, ema=average is not None)
+    layout = layout_of(config)
+    check_mesh(model, layout, mesh, teacher)
+    shardings = state_shardings(model, tx, mesh, ema=average is not None, layout=layout)
     loss = LossSettings(
         model=model,
         objective=objective_of(config.objective),
@@ -83,8 +87,10 @@ def make_program(
         scan_layers=scan_layers,
         attention=attention,
     )
-    steps = make_steps(loss, tx, schedule, shardings, mesh, average)
-    return Program(mesh, model, loss, average, tx, schedule, shardings, steps)
+    gradients = param_shardings(model, mesh, layout.gradients)
+    steps = make_steps(loss, tx, schedule, shardings, mesh, average, gradients)
+    taught_by = param_shardings(teacher, mesh, layout.teacher) if teacher else None
+    return Program(mesh, model, loss, average, tx, schedule, shardings, taught_by, steps)
 
 
 def objective_of(config: ConfigDict) -> Objective:
@@ -127,7 +133,8 @@ def check_settings(config: ConfigDict) -> None:
     for field in ("row_length", "rows_per_device", "cuts"):
         if config.packing[field] < 1:
             raise ValueError(f"config.packing.{field} is {config.packing[field]}; expected at least 1")
-    check_remat(config.train.remat, make_mesh(config.mesh))
+    layout_of(config)
+    check_remat(config.train.remat, mesh_of(config))
 
 
 def check_remat(name: str, mesh: Mesh) -> None:
