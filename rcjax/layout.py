@@ -25,7 +25,7 @@ RULE_SETS: dict[str, Rules] = {
     "replicated": {},  # whole on every device
     "tensor": _TENSOR,  # whole on all devices that work different rows
     "fsdp": {**_TENSOR, "embed": RULES["embed"]},  # split over fsdp: gathered for each layer, where it is computed
-    "zero": {**_TENSOR, "any": RULES["batch"]},  # split over all devices that work different rows
+    "zero": {**_TENSOR, "any": ("fsdp", "data", "replica")},  # split over all devices that work different rows
 }
 
 # Of a preset: `fill`, the axis that takes what devices are left, the second one where the first is given; `mesh`, the

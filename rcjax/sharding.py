@@ -27,13 +27,17 @@ Fits = Callable[[dict[str, int]], bool]  # of the sizes of a mesh's axes
 # Logical axis -> mesh axes that split it. Absent: replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("replica", "data", "fsdp"),  # rows of a microbatch
+    "groups": ("replica", "data"),  # rows, of all devices of a group over fsdp together
     "embed": ("fsdp",),  # model width of parameters
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    # Where the output projection's gradient is added up over rows: what its parts are put together over last comes
+    # first, so that of the slow networks' axes only small parts are exchanged.
+    "scattered": ("fsdp", "data", "replica"),
 }
-LOGICAL_AXES = (LAYERS, *(axis for axis in RULES if axis != "batch"), ANY)  # that rules for parameters may name
+LOGICAL_AXES = (LAYERS, "embed", "vocab", "heads", "kv_heads", "mlp", ANY)  # that rules for parameters may name
 
 
 # ---- the mesh
@@ -61,7 +65,8 @@ def make_mesh(shape: Mapping[str, int | None], devices: Sequence[jax.Device] | N
         nearest = nearest_meshes(sizes, len(devices), _lies_over_slices(devices))
         raise ValueError(
             f"config.mesh: replica={sizes['replica']} data={sizes['data']} do not lie over {slices} slices of "
-            f"{len(devices) // slices} devices, and no other axis may; {nearest}"
+            f"{len(devices) // slices} devices, and no other axis may (config.sharding.preset=hybrid lays replica so); "
+            f"{nearest}"
         )
     if slices == 1 or between is None:
         grid = _grid(mesh_utils.create_device_mesh, tuple(sizes.values()), devices)
@@ -201,7 +206,7 @@ def tensor_spec(mesh: Mesh | AbstractMesh, tensor: Placed) -> PartitionSpec:
 
     Its mesh axes, as far as no other rule has used them for this tensor, together split the longest dimension that is
     free and that they divide, the first one of equally long ones; the stacked layers are not among them. Where they
-    divide none, the axes behind the first try again, and so on; what is left, mostly biases, stays whole.
+    divide none, the last of them is left out, and so on; what none divides, mostly biases, stays whole.
     """
     spec = partition_spec(tensor.logical_axes, tensor.rules)
     used = {axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
@@ -211,8 +216,8 @@ def tensor_spec(mesh: Mesh | AbstractMesh, tensor: Placed) -> PartitionSpec:
         for number, (name, entry) in enumerate(zip(tensor.logical_axes, spec, strict=True))
         if entry is None and name != LAYERS
     ]
-    for first in range(len(spread)):
-        axes = tuple(spread[first:])
+    for count in range(len(spread), 0, -1):
+        axes = tuple(spread[:count])
         parts = math.prod(mesh.shape[axis] for axis in axes)
         divided = [number for number in free if tensor.shape[number] % parts == 0]
         if divided:
@@ -229,6 +234,11 @@ def check_divides(mesh: Mesh | AbstractMesh, tensors: Sequence[Placed]) -> None:
     Raises:
       ValueError: names the tensor, the dimension, its size, the axes, and the nearest meshes that divide all tensors.
     """
+    lies = _lies_over_slices(list(mesh.devices.flat)) if isinstance(mesh, Mesh) else lambda sizes: True
+
+    def fits(sizes: Mapping[str, int]) -> bool:
+        return lies(sizes) and all(_undivided(sizes, tensor) is None for tensor in tensors)
+
     for tensor in tensors:
         number = _undivided(mesh.shape, tensor)
         if number is None:
@@ -236,15 +246,9 @@ def check_divides(mesh: Mesh | AbstractMesh, tensors: Sequence[Placed]) -> None:
         name = tensor.logical_axes[number]
         axes = tensor.rules[name]
         parts = math.prod(mesh.shape[axis] for axis in axes)
-        lies = _lies_over_slices(list(mesh.devices.flat)) if isinstance(mesh, Mesh) else lambda sizes: True
-        nearest = nearest_meshes(
-            mesh.shape,
-            mesh.size,
-            lambda sizes: lies(sizes) and all(_undivided(sizes, one) is None for one in tensors),
-        )
         raise ValueError(
             f"config.mesh: dimension {number} ({name}) of {tensor.name} has size {tensor.shape[number]}, "
-            f"which {'*'.join(axes)}={parts} does not divide; {nearest}"
+            f"which {'*'.join(axes)}={parts} does not divide; {nearest_meshes(mesh.shape, mesh.size, fits)}"
         )
 
 

@@ -53,7 +53,10 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, S] -> [B, S, D]."""
-        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        # Looked up where the columns lie; each group of fsdp then exchanges columns for rows. The compiler, left to
+        # itself, gives every device all rows of all groups in between.
+        columns = constrain(jnp.take(self.embedding[...], tokens, axis=0), "groups", None, "embed")
+        return columns.astype(self.dtype)
 
 
 class Layer(nnx.Module):
