@@ -24,9 +24,10 @@ class WorkdirBusyError(WorkdirError):
 
 # Fields that may change between two calls in the same workdir: they decide what is done, not what comes out of it.
 # Rows and groups of an ablation may come and go: each run has a workdir of its own that knows its config.
-# Whatever the mesh and its rules, a step computes the same; `teacher.replicated` was one of them in older workdirs.
+# Whatever the mesh, its rules and its rows a step computes the same; older workdirs have `teacher.replicated` of them.
 FREE_FIELDS = re.compile(
-    r"baseline|profile\.steps|evaluation\.(every|data\..*)|(rows|groups)\..*|(mesh|sharding)\..*|teacher\.replicated"
+    r"baseline|profile\.steps|evaluation\.(every|data\..*)|(rows|groups)\..*|"
+    r"(mesh|sharding)\..*|packing\.rows_per_device|teacher\.replicated"
 )
 EVALUATION_FILE = "evaluation.json"
 METRICS_FILE = "metrics.jsonl"

@@ -10,8 +10,9 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from configs import base
+from configs import base, tiny
 from rcjax.layout import PRESETS, RULE_SETS, layout_of, mesh_of, mesh_shape
+from rcjax.pipeline import Pipeline
 from rcjax.sharding import (
     MESH_AXES,
     Placed,
@@ -24,6 +25,7 @@ from rcjax.sharding import (
 )
 from rcjax.train.program import check_settings, make_program
 from rcjax.train.state import check_mesh
+from rcjax.workdir import Workdir
 from tests.layouts import LLAMA, TEACHER, config_of
 
 
@@ -137,6 +139,16 @@ def test_where_no_mesh_does_that_is_said():
     everywhere = {"embed": MESH_AXES}
     with pytest.raises(ValueError, match=r"replica\*data\*fsdp\*tensor=8 does not divide; no mesh of 8 devices does"):
         check_divides(mesh_like(data=8), [Placed("scale", (12,), ("embed",), everywhere)])
+
+
+def test_a_pipeline_refuses_a_mesh_before_there_is_a_vocabulary(tmp_path):
+    config = tiny.get_config()
+    config.mesh.tensor = 8
+    with pytest.raises(ValueError, match=r"\(kv_heads\) of layers/.* has size 4, .* do: fsdp=2 tensor=4, data=2 tens"):
+        Pipeline(config, Workdir(tmp_path)).check()
+    config.mesh.tensor = 2
+    Pipeline(config, Workdir(tmp_path)).check()
+    assert not list(tmp_path.iterdir())
 
 
 # ---- slices

@@ -112,6 +112,7 @@ def train(
     # ---- model, optimizer, compiled steps
     program = make_program(config, model_config, mesh, steps_in_all, teacher=teacher.config if teacher else None)
     steps, shardings = program.steps, program.shardings
+    peak = peak_flops(program.loss.compute_dtype)  # outside of the mesh: it measures devices of this process alone
 
     with jax.set_mesh(mesh):
         # ---- fresh start or resume
@@ -134,7 +135,7 @@ def train(
         profile = Profile(workdir / "profile", profiled_steps(config.profile.steps))
         evaluations = PeriodicEvaluation(evaluate, config.evaluation.every, metrics, workdir)
         evaluations.resume(done or 0, state.params)
-        meter = Meter(model_config, program.loss.teacher, peak_flops(program.loss.compute_dtype))
+        meter = Meter(model_config, program.loss.teacher, peak)
         pending = None  # metrics on the device of a step that may still run
         sums = steps.zeros()
         first = done or 0

@@ -120,8 +120,11 @@ def make_curriculum(config: ConfigDict, objective: Objective | None = None) -> C
     return Curriculum(config.name, order, rate, tuple(config.mixture))
 
 
-def check_settings(config: ConfigDict) -> None:
+def check_settings(config: ConfigDict, mesh: Mesh | None = None) -> None:
     """Refuses what ``train`` could not do, by the field; a pipeline asks before it builds data.
+
+    Args:
+      mesh: that it is to be done on; None: the configured one of this process's devices.
 
     Raises:
       ValueError: names the field.
@@ -134,7 +137,7 @@ def check_settings(config: ConfigDict) -> None:
         if config.packing[field] < 1:
             raise ValueError(f"config.packing.{field} is {config.packing[field]}; expected at least 1")
     layout_of(config)
-    check_remat(config.train.remat, mesh_of(config))
+    check_remat(config.train.remat, mesh or mesh_of(config))
 
 
 def check_remat(name: str, mesh: Mesh) -> None:
