@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from rcjax import model as llama
 from rcjax.checkpoint import Checkpoints
 from rcjax.layout import PRESETS
-from tests.layouts import CASES, DEVICES, LLAMA, OWN, collectives, on_host, run_of, shapes_sent
+from tests.layouts import CASES, DEVICES, LLAMA, OWN, ROW, collectives, on_host, run_of, shapes_sent
 
 pytestmark = pytest.mark.skipif(
     len(jax.devices()) < DEVICES, reason="needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8"
@@ -47,6 +48,13 @@ def test_zero1_gathers_no_parameter_for_a_microbatch_and_each_once_an_update():
     assert collectives(run.texts["accumulate"])["all-gather"] == 0
     gathered = shapes_sent(run.texts["update"], "all-gather")
     assert sorted(gathered) == sorted(leaf.shape for leaf in jax.tree.leaves(llama.abstract_params(LLAMA)))
+
+
+def test_no_device_gets_the_embedded_rows_of_all():
+    run = run_of(OWN, "hybrid")
+    gathered = shapes_sent(run.texts["accumulate"], "all-gather")
+    assert (DEVICES, ROW, LLAMA.hidden_size) not in gathered
+    assert max(map(math.prod, gathered)) == max(leaf.size for leaf in jax.tree.leaves(llama.abstract_params(LLAMA)))
 
 
 def test_zero1_keeps_every_parameter_on_each_device_and_an_eighth_of_the_rest():
