@@ -38,19 +38,18 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from rcjax.hf.base_model import shape_fields
 from rcjax.hf.inspect import read_config_file
+from rcjax.layout import mesh_of
 from rcjax.model import LlamaConfig
 from rcjax.packing import assemble
-from rcjax.sharding import make_mesh, row_shards
-from rcjax.train.program import average_of, objective_of
-from rcjax.train.state import abstract_state, make_optimizer, state_shardings
-from rcjax.train.step import LossSettings, make_steps
+from rcjax.sharding import row_shards
+from rcjax.train.program import make_program
+from rcjax.train.state import abstract_state
 
 GIB = 2**30
 # GiB of a device that programs may use.
@@ -82,7 +81,7 @@ def main() -> None:
     if arguments.effort == "fast":
         jax.config.update("jax_optimization_level", "O0")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology).devices
-    mesh = make_mesh(config.mesh, devices)
+    mesh = mesh_of(config, devices)
     model = LlamaConfig(
         **shape_fields(config.model), vocab_size=config.model.vocab_size, vocab_multiple=config.model.vocab_multiple
     )
@@ -102,30 +101,17 @@ def main() -> None:
 
 def measure(config: ConfigDict, model: LlamaConfig, mesh: Mesh, attention: str) -> float:
     """Prints a line for each program; returns the most GiB that a device needs."""
-    tx, schedule = make_optimizer(config.optimizer, 1000)
-    average = average_of(config.teacher)
-    shardings = state_shardings(model, tx, mesh, ema=average is not None)
-    settings = LossSettings(
-        model=model,
-        objective=objective_of(config.objective),
-        teacher=model if average else None,
-        chunk=config.objective.chunk,
-        compute_dtype=jnp.dtype(config.train.compute_dtype).type,
-        remat=config.train.remat,
-        scan_layers=True,  # what a TPU takes by itself; this process runs on the CPU
-        attention=attention,
-    )
-    steps = make_steps(settings, tx, schedule, shardings, mesh, average)
-    state = abstract_state(model, tx, shardings)
+    # scan_layers: what a TPU takes by itself; this process runs on the CPU.
+    program = make_program(config, model, mesh, 1000, scan_layers=True, attention=attention)
+    steps, state = program.steps, abstract_state(model, program.tx, program.shardings)
     shapes = jax.eval_shape(steps.zeros)
-    places = dict.fromkeys(shapes, NamedSharding(mesh, PartitionSpec())) | {"grads": shardings.params}
-    sums = jax.tree.map(_place, shapes, jax.tree.broadcast(places, shapes))
+    sums = jax.tree.map(_place, shapes, steps.sums_shardings)
     empty = assemble(
         [],
         [],
         row_length=config.packing.row_length,
         rows_per_microbatch=config.packing.rows_per_device * row_shards(mesh),
-        own_teacher=average is None,
+        own_teacher=program.average is None,
     )
     microbatch = {
         name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype, sharding=steps.row_sharding)

@@ -31,21 +31,18 @@ def compile_step() -> None:
 
     from configs import tiny
     from rcjax.hf.base_model import shape_fields
+    from rcjax.layout import mesh_of
     from rcjax.model import LlamaConfig
     from rcjax.packing import PAIR_ARRAYS, SINGLE_ARRAYS, TOKEN_ARRAYS
-    from rcjax.sharding import make_mesh, row_shards
-    from rcjax.train.program import objective_of
-    from rcjax.train.state import abstract_state, make_optimizer, state_shardings
-    from rcjax.train.step import LossSettings, make_steps
+    from rcjax.sharding import row_shards
+    from rcjax.train.program import make_program
+    from rcjax.train.state import abstract_state
 
     config = tiny.get_config()
     model = LlamaConfig(**shape_fields(config.model), vocab_size=config.tokenizer.vocab_size)
-    mesh = make_mesh(config.mesh)
-    tx, schedule = make_optimizer(config.optimizer, 100)
-    shardings = state_shardings(model, tx, mesh)
-    settings = LossSettings(model=model, objective=objective_of(config.objective), chunk=config.objective.chunk)
-    steps = make_steps(settings, tx, schedule, shardings, mesh)
-    state = abstract_state(model, tx, shardings)
+    mesh = mesh_of(config)
+    program = make_program(config, model, mesh, 100)
+    steps, state = program.steps, abstract_state(model, program.tx, program.shardings)
     length = config.packing.row_length
     count = row_shards(mesh)
     rows = {

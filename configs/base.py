@@ -14,8 +14,29 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 3407
 
-    # Mesh over all devices; one axis may be -1 and takes what is left (rcjax/sharding.py).
-    config.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))
+    # Mesh over all devices. An axis that is None is the preset's below, or 1; -1 takes what devices are left. With no
+    # preset and nothing given all devices are `data`.
+    config.mesh = ConfigDict(
+        dict(
+            replica=placeholder(int),  # whole copies, over the slow network between slices
+            data=placeholder(int),  # copies, over rows
+            fsdp=placeholder(int),  # over rows and, by rules, over the width of parameters
+            tensor=placeholder(int),  # over heads, MLP and vocabulary of every layer
+        )
+    )
+    # How parameters and the rest lie on the mesh (docs/sharding.md). The preset fills in what is None here and in
+    # `mesh`; a field that is given, in a config file or on the command line, wins over it.
+    config.sharding = ConfigDict(
+        dict(
+            preset="",  # zero1, fsdp, fsdp+tensor, hybrid; or none: whole everywhere, but for the axes of `mesh`
+            # Each: replicated, tensor, fsdp, zero, or rules of one's own, e.g. {"embed": ("data", "fsdp")}.
+            params=placeholder(object),
+            gradients=placeholder(object),  # their sums over microbatches
+            optimizer=placeholder(object),  # AdamW's moments
+            ema=placeholder(object),  # the moving average of `teacher.name` ema
+            teacher=placeholder(object),  # the network of `teacher.name` frozen
+        )
+    )
 
     config.data = ConfigDict(
         dict(
@@ -102,7 +123,6 @@ def get_config() -> ConfigDict:
             name="self",  # the network that is trained, or `frozen`: another one, or `ema`: its own moving average
             model="",  # of `frozen`: Hugging Face directory or Hub id, with the same tokenizer
             dtype="bfloat16",  # of `frozen`'s parameters
-            replicated=False,  # `frozen` whole on every device, instead of split as the student is
             decay=0.999,  # of `ema`
             every=1,  # optimizer steps between two updates of `ema`
             bias_correction=True,  # `ema` forgets the parameters of step 0 at once
@@ -195,8 +215,7 @@ def get_config() -> ConfigDict:
 def get_large_config() -> ConfigDict:
     """What the configs of models of a billion parameters and more have in common: bfloat16 over many chips."""
     config = get_config()
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
+    config.sharding.preset = "fsdp"
     config.objective.chunk = 512
     config.train.compute_dtype = "bfloat16"
     config.train.remat = "full"

@@ -146,6 +146,7 @@ class _Settings(NamedTuple):
     chunk: int
     spread: bool  # over the devices of a mesh
     split: bool  # the vocabulary too
+    scattered: str | None  # logical axis over which the projection's gradient, [D, V], is scattered along D
 
 
 def vocabulary_loss(
@@ -193,6 +194,7 @@ def vocabulary_loss(
         chunk,
         spread,
         parts > 1 and head.shape[1] % parts == 0,
+        next((axis for axis in ("scattered", "embed") if spread and _divided(head.shape[0], axis)), None),
     )
     labels = {name: labels[name] for names in (SINGLE, PAIR) for name in names}
     with jax.named_scope("vocabulary_loss"):
@@ -207,7 +209,7 @@ def _loss(settings: _Settings, hidden, head, teacher, teacher_head, labels):
 
 
 def _forward(settings: _Settings, hidden, head, teacher, teacher_head, labels):
-    gradients = ("batch", None, None), ("embed", "vocab" if settings.split else None)
+    gradients = ("batch", None, None), (settings.scattered, "vocab" if settings.split else None)
     run = _everywhere(_totals_and_gradients, settings, ((), (), (), *gradients))
     loss, ce, kl, d_hidden, d_head = run(hidden, head, teacher, teacher_head, labels)
     return (loss, ce, kl), (d_hidden, d_head)
@@ -267,12 +269,17 @@ def _totals_and_gradients(settings: _Settings, hidden, head, teacher, teacher_he
     totals, d_hidden, d_head = carry
     if settings.spread:
         totals = jax.lax.psum(totals, BATCH)
-        (scattered,) = RULES["embed"]
-        d_head = jax.lax.psum(d_head, tuple(axis for axis in BATCH if axis != scattered))
-        d_head = jax.lax.psum_scatter(d_head, scattered, scatter_dimension=0, tiled=True)
+        axes = RULES[settings.scattered] if settings.scattered else ()
+        d_head = jax.lax.psum(d_head, tuple(axis for axis in BATCH if axis not in axes))
+        d_head = jax.lax.psum_scatter(d_head, axes, scatter_dimension=0, tiled=True) if axes else d_head
         if settings.split:
             d_hidden = jax.lax.psum(d_hidden, VOCAB)
     return *totals, d_hidden.astype(hidden.dtype), d_head.astype(head.dtype)
+
+
+def _divided(size: int, logical_axis: str) -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return size % math.prod(mesh.shape[axis] for axis in RULES[logical_axis]) == 0
 
 
 def _zeros(hidden: jax.Array, count: int) -> tuple[jax.Array, ...]:

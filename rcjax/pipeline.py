@@ -48,6 +48,23 @@ class Pipeline:
         check_settings(self.config)
         if not self.workdir.model.exists() and self.base_model is not None:
             self.base_model.config.check_length(self.config.data.max_length, "config.data.max_length")
+        self._check_mesh()
+
+    def _check_mesh(self) -> None:
+        """Refuses a mesh that does not divide the model, as far as its shape is known before there is a tokenizer."""
+        from rcjax.hf.base_model import model_config, shape_of
+        from rcjax.hf.tokenizer import codec
+        from rcjax.layout import layout_of, mesh_of
+        from rcjax.train.state import check_mesh
+
+        mesh = mesh_of(self.config)
+        if self.workdir.model.exists():
+            model = self.model_config
+        elif self.base_model is not None:
+            model = model_config(self.config.model, codec(self.base_model.tokenizer), self.base_model)
+        else:  # the vocabulary is counted later; until then one that any mesh divides
+            model = shape_of(self.config.model, dict(vocab_size=mesh.size))
+        check_mesh(model, layout_of(self.config), mesh)
 
     # ---- data
 

@@ -1,64 +1,163 @@
 """Mesh and logical axes: which mesh axis carries which dimension, as data.
 
-A parameter or activation names its dimensions (``"embed"``, ``"heads"``, ``"batch"`` ...); ``RULES``
-maps each name to mesh axes. Everything runs under ``jax.set_mesh`` with Auto axes, so the same code
-serves one CPU and a pod.
+A parameter or activation names its dimensions (``"embed"``, ``"heads"``, ``"batch"`` ...); rules map each name to mesh
+axes. ``RULES`` are those that programs compute by; where parameters, gradients and optimizer lie between two programs
+may follow others (``rcjax.layout``). Everything runs under ``jax.set_mesh`` with Auto axes, so the same code serves one
+CPU and a pod.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("replica", "data", "fsdp", "tensor")
+ANY = "any"  # in rules: whichever dimension these mesh axes divide, see ``tensor_spec``
+LAYERS = "layers"  # the dimension that a scan walks along
+
+Rules = Mapping[str, tuple[str, ...]]
+Fits = Callable[[dict[str, int]], bool]  # of the sizes of a mesh's axes
 
 # Logical axis -> mesh axes that split it. Absent: replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("replica", "data", "fsdp"),  # rows of a microbatch
+    "groups": ("replica", "data"),  # rows, of all devices of a group over fsdp together
     "embed": ("fsdp",),  # model width of parameters
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    # Where the output projection's gradient is added up over rows: what its parts are put together over last comes
+    # first, so that of the slow networks' axes only small parts are exchanged.
+    "scattered": ("fsdp", "data", "replica"),
 }
+LOGICAL_AXES = (LAYERS, "embed", "vocab", "heads", "kv_heads", "mlp", ANY)  # that rules for parameters may name
 
 
-def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
+# ---- the mesh
+
+
+def make_mesh(shape: Mapping[str, int | None], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh over all devices; one axis may be -1 and takes what is left.
 
+    Where the devices are of several slices (pods that a slow network connects), ``replica`` lies over slices, or
+    ``data`` as far as ``replica`` does not, so that no other axis talks over that network.
+
     Args:
-      shape: size by axis name, e.g. ``{"data": -1, "fsdp": 2}``; absent axes are 1.
+      shape: size by axis name, e.g. ``{"data": -1, "fsdp": 2}``; axes that are absent or None are 1.
       devices: defaults to ``jax.devices()``.
 
     Raises:
-      ValueError: unknown axis, more than one -1, or sizes that do not multiply to the device count.
+      ValueError: unknown axis, more than one -1, sizes that do not multiply to the device count, or that can not be
+        laid over slices; the sentence names the nearest meshes that do.
     """
-    devices = jax.devices() if devices is None else devices
-    count = len(devices)
+    devices = list(jax.devices() if devices is None else devices)
+    slices = count_slices(devices)
+    sizes = mesh_sizes(shape, len(devices), _lies_over_slices(devices))
+    between = over_slices(sizes, slices)
+    if between is None and not _lies_over_slices(devices)(sizes):
+        nearest = nearest_meshes(sizes, len(devices), _lies_over_slices(devices))
+        raise ValueError(
+            f"config.mesh: replica={sizes['replica']} data={sizes['data']} do not lie over {slices} slices of "
+            f"{len(devices) // slices} devices, and no other axis may (config.sharding.preset=hybrid lays replica so); "
+            f"{nearest}"
+        )
+    if slices == 1 or between is None:
+        grid = _grid(mesh_utils.create_device_mesh, tuple(sizes.values()), devices)
+    else:
+        within = tuple(size // between[axis] for axis, size in sizes.items())
+        grid = _grid(mesh_utils.create_hybrid_device_mesh, within, tuple(between.values()), devices)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def mesh_sizes(shape: Mapping[str, int | None], count: int, fits: Fits = lambda sizes: True) -> dict[str, int]:
+    """Every axis of a mesh over ``count`` devices, as ``make_mesh`` takes and refuses them.
+
+    Args:
+      fits: which meshes may be named as near ones.
+    """
     unknown = set(shape) - set(MESH_AXES)
     if unknown:
         raise ValueError(f"config.mesh: unknown axis {sorted(unknown)[0]!r}; axes are {', '.join(MESH_AXES)}")
-    sizes = {axis: int(shape.get(axis, 1)) for axis in MESH_AXES}
+    given = {axis: shape.get(axis) for axis in MESH_AXES}
+    sizes = {axis: 1 if size is None else int(size) for axis, size in given.items()}
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise ValueError(f"config.mesh: only one axis may be -1, got {', '.join(free)}")
     bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]
     if bad:
         raise ValueError(f"config.mesh.{bad[0]} is {sizes[bad[0]]}; expected a positive size or -1")
-    fixed = 1
-    for size in sizes.values():
-        fixed *= size if size != -1 else 1
-    if free:
-        if count % fixed:
-            raise ValueError(f"config.mesh: {count} devices can not be divided by the fixed axes' product {fixed}")
-        sizes[free[0]] = count // fixed
-    elif fixed != count:
-        raise ValueError(f"config.mesh: sizes multiply to {fixed} but there are {count} devices; set one axis to -1")
-    shape_tuple = tuple(sizes.values())
-    return jax.make_mesh(shape_tuple, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    wanted = sizes | {axis: max(1, count // fixed) for axis in free}
+    if math.prod(wanted.values()) != count:
+        words = " ".join(f"{axis}={sizes[axis]}" for axis in MESH_AXES if sizes[axis] not in (1, -1))
+        wrong = "which does not divide" if free else "but there are"
+        mend = "" if free else ", or set one axis to -1"
+        raise ValueError(
+            f"config.mesh: {words or 'all axes are 1, which'} makes {fixed}, {wrong} {count} devices; "
+            f"{nearest_meshes(wanted, count, fits)}{mend}"
+        )
+    return wanted
+
+
+def count_slices(devices: Iterable[jax.Device]) -> int:
+    """Over how many slices devices lie; 1 where the backend knows of none."""
+    return len({getattr(device, "slice_index", None) for device in devices})
+
+
+def over_slices(sizes: Mapping[str, int], slices: int) -> dict[str, int] | None:
+    """How much of each axis lies over slices, ``replica`` first, then ``data``; None: they can not hold them all."""
+    replica = math.gcd(sizes["replica"], slices)
+    data = math.gcd(sizes["data"], slices // replica)
+    if replica * data != slices:
+        return None
+    return {"replica": replica, "data": data, "fsdp": 1, "tensor": 1}
+
+
+def _lies_over_slices(devices: Sequence[jax.Device]) -> Fits:
+    """Which meshes may be laid over slices; any where there is one, or on GPUs, whose hosts any axis may span."""
+    slices = count_slices(devices) if devices[0].platform == "tpu" else 1
+    return lambda sizes: over_slices(sizes, slices) is not None
+
+
+def _grid(make: Callable, *arguments) -> np.ndarray:
+    """Devices in the order in which the axes' neighbours are near each other."""
+    try:
+        return make(*arguments)
+    except NotImplementedError:  # no axis of the torus is as long as one of the mesh: then a part of one
+        return make(*arguments, allow_split_physical_axes=True)
+
+
+def nearest_meshes(wanted: Mapping[str, int], count: int, fits: Fits, most: int = 3) -> str:
+    """The meshes of ``count`` devices that fit and that have most in common with the wanted one, in words."""
+
+    def distance(sizes: dict[str, int]) -> tuple:
+        steps = {axis: abs(math.log2(sizes[axis] / wanted[axis])) for axis in MESH_AXES}
+        # Devices move rather between other axes than to or from replica, which is there for a slow network.
+        return round(sum(steps.values()) + steps["replica"], 6), [-sizes[axis] for axis in ("fsdp", "data", "tensor")]
+
+    found = sorted(filter(fits, _all_sizes(count)), key=distance)[:most]
+    if not found:
+        return f"no mesh of {count} devices does"
+    words = [
+        " ".join(f"{axis}={size}" for axis, size in sizes.items() if max(size, wanted[axis]) > 1) for sizes in found
+    ]
+    return "nearest meshes that do: " + ", ".join(word or "all axes 1" for word in words)
+
+
+def _all_sizes(count: int) -> list[dict[str, int]]:
+    """Every way to write ``count`` as a product of the axes."""
+    ways: list[tuple[int, ...]] = [()]
+    for _ in MESH_AXES[1:]:
+        rests = [(way, count // math.prod(way)) for way in ways]
+        ways = [(*way, size) for way, rest in rests for size in range(1, rest + 1) if rest % size == 0]
+    return [dict(zip(MESH_AXES, (*way, count // math.prod(way)), strict=True)) for way in ways]
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -66,39 +165,107 @@ def row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def partition_spec(logical_axes: tuple[str | None, ...]) -> PartitionSpec:
+# ---- where a tensor lies
+
+
+class Placed(NamedTuple):
+    """A tensor that is to lie by rules.
+
+    Attributes:
+      name: for messages.
+      shape: of the whole tensor.
+      logical_axes: names of its dimensions, None for one that is never split.
+      rules: mesh axes by name.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    logical_axes: tuple[str | None, ...]
+    rules: Rules
+
+
+def partition_spec(logical_axes: tuple[str | None, ...], rules: Rules = RULES) -> PartitionSpec:
     """PartitionSpec of a tensor whose dimensions carry these logical names (None: replicated)."""
     entries: list[str | tuple[str, ...] | None] = []
-    used: set[str] = set()
+    used: dict[str, str] = {}
     for name in logical_axes:
-        axes = RULES.get(name, ()) if name else ()
-        clash = used.intersection(axes)
-        if clash:
-            raise ValueError(f"logical axes {logical_axes} put mesh axis {sorted(clash)[0]!r} on two dimensions")
-        used.update(axes)
+        axes = rules.get(name, ()) if name else ()
+        for axis in axes:
+            if axis in used:
+                raise ValueError(
+                    f"sharding rules put mesh axis {axis!r} on two dimensions of one tensor, {used[axis]!r} and "
+                    f"{name!r}; split one of them over another axis"
+                )
+            used[axis] = str(name)
         entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
     return PartitionSpec(*entries)
 
 
-def check_divides(mesh: Mesh, shape: tuple[int, ...], spec: PartitionSpec, name: str) -> None:
-    """Refuses a mesh that does not divide a dimension, before anything is allocated."""
-    for dimension, (size, axes) in enumerate(zip(shape, spec, strict=False)):
-        if axes is None:
+def tensor_spec(mesh: Mesh | AbstractMesh, tensor: Placed) -> PartitionSpec:
+    """``partition_spec``, and the rule ``any``, which needs sizes.
+
+    Its mesh axes, as far as no other rule has used them for this tensor, together split the longest dimension that is
+    free and that they divide, the first one of equally long ones; the stacked layers are not among them. Where they
+    divide none, the last of them is left out, and so on; what none divides, mostly biases, stays whole.
+    """
+    spec = partition_spec(tensor.logical_axes, tensor.rules)
+    used = {axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
+    spread = [axis for axis in tensor.rules.get(ANY, ()) if axis not in used and mesh.shape[axis] > 1]
+    free = [
+        number
+        for number, (name, entry) in enumerate(zip(tensor.logical_axes, spec, strict=True))
+        if entry is None and name != LAYERS
+    ]
+    for count in range(len(spread), 0, -1):
+        axes = tuple(spread[:count])
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        divided = [number for number in free if tensor.shape[number] % parts == 0]
+        if divided:
+            longest = max(divided, key=lambda number: tensor.shape[number])
+            entries = list(spec)
+            entries[longest] = axes if len(axes) > 1 else axes[0]
+            return PartitionSpec(*entries)
+    return spec
+
+
+def check_divides(mesh: Mesh | AbstractMesh, tensors: Sequence[Placed]) -> None:
+    """Refuses a mesh that does not divide a dimension, before anything is allocated.
+
+    Raises:
+      ValueError: names the tensor, the dimension, its size, the axes, and the nearest meshes that divide all tensors.
+    """
+    lies = _lies_over_slices(list(mesh.devices.flat)) if isinstance(mesh, Mesh) else lambda sizes: True
+
+    def fits(sizes: Mapping[str, int]) -> bool:
+        return lies(sizes) and all(_undivided(sizes, tensor) is None for tensor in tensors)
+
+    for tensor in tensors:
+        number = _undivided(mesh.shape, tensor)
+        if number is None:
             continue
-        axes = (axes,) if isinstance(axes, str) else axes
-        parts = 1
-        for axis in axes:
-            parts *= mesh.shape[axis]
-        if size % parts:
-            raise ValueError(
-                f"config.mesh: dimension {dimension} of {name} has size {size}, "
-                f"which {'x'.join(axes)}={parts} does not divide"
-            )
+        name = tensor.logical_axes[number]
+        axes = tensor.rules[name]
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        raise ValueError(
+            f"config.mesh: dimension {number} ({name}) of {tensor.name} has size {tensor.shape[number]}, "
+            f"which {'*'.join(axes)}={parts} does not divide; {nearest_meshes(mesh.shape, mesh.size, fits)}"
+        )
+
+
+def _undivided(sizes: Mapping[str, int], tensor: Placed) -> int | None:
+    """The first dimension that a mesh of these sizes does not divide."""
+    for number, (size, name) in enumerate(zip(tensor.shape, tensor.logical_axes, strict=True)):
+        if name is not None and size % math.prod(sizes[axis] for axis in tensor.rules.get(name, ())):
+            return number
+    return None
 
 
 def named(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
     """Shorthand for ``NamedSharding(mesh, spec)``."""
     return NamedSharding(mesh, spec)
+
+
+# ---- inside of programs
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:

@@ -24,9 +24,10 @@ class WorkdirBusyError(WorkdirError):
 
 # Fields that may change between two calls in the same workdir: they decide what is done, not what comes out of it.
 # Rows and groups of an ablation may come and go: each run has a workdir of its own that knows its config.
+# Whatever the mesh, its rules and its rows a step computes the same; older workdirs have `teacher.replicated` of them.
 FREE_FIELDS = re.compile(
-    r"baseline|profile\.steps|wandb|checkpoint\..*|guards\.(skips|hang)|train\.log_every|data\.prefetch"
-    r"|evaluation\.(every|data\..*)|(rows|groups)\..*"
+    r"baseline|profile\.steps|wandb|checkpoint\..*|guards\.(skips|hang)|train\.log_every|data\.prefetch|"
+    r"evaluation\.(every|data\..*)|(rows|groups)\..*|(mesh|sharding)\..*|packing\.rows_per_device"
 )
 EVALUATION_FILE = "evaluation.json"
 METRICS_FILE = "metrics.jsonl"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import jax
 import pytest
 
 from rcjax.hf.base_model import shape_fields
 from rcjax.hf.inspect import shipped_configs
+from rcjax.layout import layout_of, mesh_of
 from rcjax.model import LlamaConfig
-from rcjax.sharding import make_mesh
 from rcjax.train.program import make_curriculum, objective_of
-from rcjax.train.state import make_optimizer, state_shardings
+from rcjax.train.state import check_mesh
 
 DIRECTORY = Path(__file__).parent.parent / "configs"
 CONFIGS = shipped_configs(DIRECTORY)
@@ -62,10 +61,7 @@ def test_its_settings_are_valid(name):
     assert config.data.max_length <= config.model.max_position_embeddings
     model.check_length(config.data.max_length, "config.data.max_length")
     assert make_curriculum(config.curriculum, objective_of(config.objective)).name == "block"
-    mesh = make_mesh(config.mesh)  # over the eight virtual devices of the tests
-    tx, _ = make_optimizer(config.optimizer, 10)
-    shardings = state_shardings(model, tx, mesh)  # refuses a mesh that does not divide
-    assert jax.tree.leaves(shardings.params)
+    check_mesh(model, layout_of(config), mesh_of(config))  # over the eight virtual devices of the tests
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -88,9 +88,12 @@ def data_files(benchmarks: Sequence[str], given: Sequence[str], configured: Mapp
 
 
 def _open(source: str, config: ConfigDict):
-    from rcjax.evaluation.model import open_model
+    import jax
 
-    return open_model(source, config.mesh)
+    from rcjax.evaluation.model import open_model
+    from rcjax.layout import mesh_of
+
+    return open_model(source, mesh_of(config) if jax.device_count() > 1 else None)
 
 
 def _workdir_model(config: ConfigDict, workdir: str):

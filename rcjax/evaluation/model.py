@@ -7,9 +7,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rcjax.model import LlamaConfig
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 _PIECE = 1 << 24  # values of a parameter that are hashed at a time
 
@@ -51,31 +54,28 @@ def make_model(
     )
 
 
-def open_model(source: str, mesh: Mapping[str, int] | None = None) -> EvaluatedModel:
+def open_model(source: str, mesh: Mesh | None = None) -> EvaluatedModel:
     """A model in the Hugging Face form.
 
     Args:
       source: directory or Hub id.
-      mesh: axes over which the parameters are split when there are several devices, as ``config.mesh``.
+      mesh: over which the parameters are split; None: one device.
 
     Raises:
       HubError, ModelLoadError, ModelConfigError, TokenizerError: it is not there, or can not be read.
     """
-    import jax
-
     from rcjax.hf.hub import model_directory
     from rcjax.hf.load import load_config, load_model, load_params
     from rcjax.hf.tokenizer import load_tokenizer
-    from rcjax.sharding import make_mesh
     from rcjax.train.state import param_shardings
 
     directory = model_directory(source)
     tokenizer = load_tokenizer(directory, load_config(directory).vocab_size)
-    if mesh is None or jax.device_count() == 1:
+    if mesh is None or mesh.size == 1:
         config, params = load_model(directory)
     else:
         config = dataclasses.replace(load_config(directory), vocab_multiple=128)  # so that a mesh divides the tables
-        params = load_params(directory, config, param_shardings(config, make_mesh(mesh)))
+        params = load_params(directory, config, param_shardings(config, mesh))
     model = make_model(source, config, params, tokenizer)
     return dataclasses.replace(model, eos_ids=tuple({*model.eos_ids, *_generation_eos(directory)}))
 

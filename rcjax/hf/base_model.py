@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rcjax.blocks import TextCodec
@@ -19,7 +18,6 @@ from rcjax.hf.tokenizer import load_tokenizer
 from rcjax.hf.vocabulary import VocabularyPlan, add_block_tokens
 from rcjax.model import LlamaConfig
 from rcjax.progress import progress
-from rcjax.train.state import param_shardings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -104,7 +102,6 @@ class FrozenTeacher:
       config: its shape, with the student's vocabulary.
       vocabulary: how its tables follow, should it lack the block tokens.
       dtype: of its parameters.
-      replicated: whole on every device.
     """
 
     source: str
@@ -112,13 +109,9 @@ class FrozenTeacher:
     config: LlamaConfig
     vocabulary: VocabularyPlan
     dtype: str
-    replicated: bool
 
-    def load(self, mesh: Mesh) -> dict[str, Any]:
-        """Its parameters, laid out on the student's mesh."""
-        shardings = param_shardings(self.config, mesh)
-        if self.replicated:
-            shardings = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shardings)
+    def load(self, shardings: Any) -> dict[str, Any]:
+        """Its parameters, each device reading its part."""
         with progress(f"import teacher {self.source}", total=len(tensor_specs(self.config)), unit="tensors") as bar:
             return load_params(
                 self.directory,
@@ -158,7 +151,7 @@ def open_teacher(settings: ConfigDict, student: LlamaConfig, tokenizer: PreTrain
                 f"{other.get(number)!r} there and {mine.get(number)!r} in this run; name one of the same tokenizer"
             )
     config = dataclasses.replace(config, vocab_size=student.vocab_size, vocab_multiple=student.vocab_multiple)
-    return FrozenTeacher(settings.model, directory, config, vocabulary, settings.dtype, settings.replicated)
+    return FrozenTeacher(settings.model, directory, config, vocabulary, settings.dtype)
 
 
 def shape_fields(settings: ConfigDict) -> dict[str, Any]:
@@ -184,6 +177,15 @@ def model_config(settings: ConfigDict, codec: TextCodec, base: BaseModel | None 
         eos_token_id=codec.eos_id,
         pad_token_id=codec.pad_id,
     )
+    return shape_of(settings, vocabulary, base)
+
+
+def shape_of(settings: ConfigDict, vocabulary: Mapping[str, Any], base: BaseModel | None = None) -> LlamaConfig:
+    """The checkpoint's shape or that of ``config.model``, with fields of another vocabulary.
+
+    Raises:
+      BaseModelError: from scratch, and a field of the shape is missing.
+    """
     if base is not None:
         return dataclasses.replace(base.config, **vocabulary)
     given = shape_fields(settings)

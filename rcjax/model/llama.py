@@ -26,7 +26,7 @@ from rcjax.model.attention import PATHS, Attention, default_path
 from rcjax.model.config import LlamaConfig, ModelConfigError
 from rcjax.model.layers import INIT_STDDEV, MLP, Projection, RMSNorm, rms_norm
 from rcjax.model.rope import rotation
-from rcjax.sharding import constrain
+from rcjax.sharding import LAYERS, constrain
 
 Params = dict[str, Any]
 
@@ -53,7 +53,10 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, S] -> [B, S, D]."""
-        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        # Looked up where the columns lie; each group of fsdp then exchanges columns for rows. The compiler, left to
+        # itself, gives every device all rows of all groups in between.
+        columns = constrain(jnp.take(self.embedding[...], tokens, axis=0), "groups", None, "embed")
+        return columns.astype(self.dtype)
 
 
 class Layer(nnx.Module):
@@ -209,7 +212,7 @@ def logical_axes(config: LlamaConfig) -> Params:
         node = axes
         for part in path[:-1]:
             node = node.setdefault(part, {})
-        node[path[-1]] = (None, *names) if path[0] == "layers" else names  # the stacked layers are not split
+        node[path[-1]] = (LAYERS, *names) if path[0] == "layers" else names
     return axes
 
 

@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import rcjax
 from rcjax.blocks import Example
 from rcjax.checkpoint import Checkpoints
 from rcjax.data.loader import BatchSettings, StepBatch, StepSource, most_slots, step_batches
+from rcjax.layout import layout_of, mesh_of
 from rcjax.model import LlamaConfig
 from rcjax.model.flops import peak_flops
 from rcjax.packing import RowTooShortError
 from rcjax.progress import progress, say
-from rcjax.sharding import make_mesh, row_shards
+from rcjax.sharding import row_shards
 from rcjax.train.evaluation import Evaluate, PeriodicEvaluation
 from rcjax.train.goodput import CHECKPOINT, EVALUATION, INPUT, Goodput
 from rcjax.train.guards import Guards, watchdog
@@ -43,10 +43,10 @@ from rcjax.train.step import NORMS, Steps
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """Another network that teaches: its shape, and how to lay its parameters out on a mesh."""
+    """Another network that teaches: its shape, and what reads its parameters, given where each is to lie."""
 
     config: LlamaConfig
-    load: Callable[[Mesh], dict]
+    load: Callable[[dict], dict]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def train(
     """
     # ---- what to train on, on what, and how long
     check_settings(config)
-    mesh = make_mesh(config.mesh)
+    mesh = mesh_of(config)
     objective = objective_of(config.objective)
     if teacher is None and config.teacher.name == "frozen":
         raise ValueError("config.teacher.name is 'frozen', but there is no teacher; name one with config.teacher.model")
@@ -176,7 +176,7 @@ class _Run:
             self.batches.set_state(data["iterator"])
             self.computed_tokens = data["computed_tokens"]
             self.goodput.resume(data["goodput"])
-        self.teacher_params = self.teacher.load(program.mesh) if self.teacher else None
+        self.teacher_params = self.teacher.load(program.teacher) if self.teacher else None
         self.sums = program.steps.zeros()
         return done or 0
 
@@ -312,7 +312,8 @@ def restore_params(
     Raises:
       FileNotFoundError: there is no checkpoint, or none of ``step``.
     """
-    abstract = abstract_params(model_config, param_shardings(model_config, make_mesh(config.mesh)))
+    places = param_shardings(model_config, mesh_of(config), layout_of(config).params)
+    abstract = abstract_params(model_config, places)
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     try:
         return checkpoints.restore_params(abstract, step, field="ema" if weights == "ema" else "params")

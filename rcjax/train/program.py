@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 
 from rcjax.blocks import BlockType
 from rcjax.curriculum import Curriculum, Rate
+from rcjax.layout import layout_of, mesh_of
 from rcjax.model import LlamaConfig
 from rcjax.model.llama import HOST_MEMORY, REMAT_POLICIES
 from rcjax.objective import TABLES, Objective, make_objective
-from rcjax.sharding import make_mesh
 from rcjax.train.guards import check_guards
-from rcjax.train.state import Average, TrainState, make_optimizer, state_shardings
+from rcjax.train.state import Average, Params, TrainState, check_mesh, make_optimizer, param_shardings, state_shardings
 from rcjax.train.step import LossSettings, Steps, make_steps
 
 TEACHERS = ("self", "frozen", "ema")
@@ -38,6 +38,7 @@ class Program:
       average: the moving average that the state keeps, or None.
       tx, schedule: the optimizer, and its learning rate by step.
       shardings: where each tensor of the state lives.
+      teacher: where each parameter of another network that teaches lives, or None.
       steps: the compiled (lazily) programs.
     """
 
@@ -48,6 +49,7 @@ class Program:
     tx: optax.GradientTransformation
     schedule: Callable
     shardings: TrainState
+    teacher: Params | None
     steps: Steps
 
 
@@ -73,7 +75,9 @@ def make_program(
     """
     tx, schedule = make_optimizer(config.optimizer, total_steps)
     average = average_of(config.teacher)
-    shardings = state_shardings(model, tx, mesh, ema=average is not None)
+    layout = layout_of(config)
+    check_mesh(model, layout, mesh, teacher)
+    shardings = state_shardings(model, tx, mesh, ema=average is not None, layout=layout)
     loss = LossSettings(
         model=model,
         objective=objective_of(config.objective),
@@ -84,8 +88,10 @@ def make_program(
         scan_layers=scan_layers,
         attention=attention,
     )
-    steps = make_steps(loss, tx, schedule, shardings, mesh, average)
-    return Program(mesh, model, loss, average, tx, schedule, shardings, steps)
+    gradients = param_shardings(model, mesh, layout.gradients)
+    steps = make_steps(loss, tx, schedule, shardings, mesh, average, gradients)
+    taught_by = param_shardings(teacher, mesh, layout.teacher) if teacher else None
+    return Program(mesh, model, loss, average, tx, schedule, shardings, taught_by, steps)
 
 
 def objective_of(config: ConfigDict) -> Objective:
@@ -115,8 +121,11 @@ def make_curriculum(config: ConfigDict, objective: Objective | None = None) -> C
     return Curriculum(config.name, order, rate, tuple(config.mixture))
 
 
-def check_settings(config: ConfigDict) -> None:
+def check_settings(config: ConfigDict, mesh: Mesh | None = None) -> None:
     """Refuses what ``train`` could not do, by the field; a pipeline asks before it builds data.
+
+    Args:
+      mesh: that it is to be done on; None: the configured one of this process's devices.
 
     Raises:
       ValueError: names the field.
@@ -132,7 +141,8 @@ def check_settings(config: ConfigDict) -> None:
         if value is not None and value < 0:
             raise ValueError(f"config.checkpoint.{field} is {value}; expected 0 or more")
     check_guards(config.guards)
-    check_remat(config.train.remat, make_mesh(config.mesh))
+    layout_of(config)
+    check_remat(config.train.remat, mesh or mesh_of(config))
 
 
 def check_remat(name: str, mesh: Mesh) -> None:

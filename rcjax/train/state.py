@@ -11,13 +11,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from rcjax import model as llama
+from rcjax.layout import RULE_SETS, Layout
 from rcjax.model import LlamaConfig
-from rcjax.sharding import check_divides, partition_spec
+from rcjax.sharding import RULES, Placed, Rules, check_divides, tensor_spec
 
 Params = Any
+AnyMesh = Mesh | AbstractMesh
 
 
 @flax.struct.dataclass
@@ -115,48 +117,82 @@ def decays(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: "scale" not in jax.tree_util.keystr(path[-1:]), params)
 
 
-def param_shardings(config: LlamaConfig, mesh: Mesh) -> Params:
+def tensors_of(config: LlamaConfig, rules: Rules, whose: str = "") -> list[Placed]:
+    """Every parameter by name, with the rules that something of its shape is to lie by.
+
+    Args:
+      whose: stands before the names.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(llama.abstract_params(config))
+    axes = jax.tree.leaves(llama.logical_axes(config), is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return [
+        Placed(whose + jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, names, rules)
+        for (path, leaf), names in zip(flat, axes, strict=True)
+    ]
+
+
+def check_mesh(config: LlamaConfig, layout: Layout, mesh: AnyMesh, teacher: LlamaConfig | None = None) -> None:
+    """Refuses a mesh that does not divide a dimension of anything that training keeps or computes.
+
+    Args:
+      teacher: shape of another network that teaches.
+
+    Raises:
+      ValueError: names the tensor, the dimension, and the nearest meshes that do, before anything is allocated.
+    """
+    # Whatever the rules of what lies between programs, layers are computed by those of `tensor`.
+    kept = [layout.params, layout.gradients, layout.optimizer, layout.ema, RULE_SETS["tensor"]]
+    tensors = [tensor for rules in kept for tensor in tensors_of(config, rules)]
+    if teacher is not None:
+        for rules in (layout.teacher, RULE_SETS["tensor"]):
+            tensors += tensors_of(teacher, rules, "the teacher's ")
+    check_divides(mesh, tensors)
+
+
+def param_shardings(config: LlamaConfig, mesh: AnyMesh, rules: Rules = RULES) -> Params:
     """Where each parameter lives: the parameter dict with a NamedSharding at each leaf.
 
     Raises:
       ValueError: the mesh does not divide a dimension (named), before anything is allocated.
     """
-    shapes = llama.abstract_params(config)
-
-    def place(path, shape, axes):
-        spec = partition_spec(axes)
-        check_divides(mesh, shape.shape, spec, jax.tree_util.keystr(path, simple=True, separator="/"))
-        return NamedSharding(mesh, spec)
-
-    return jax.tree_util.tree_map_with_path(
-        place, shapes, llama.logical_axes(config), is_leaf=lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
-    )
+    tensors = tensors_of(config, rules)
+    check_divides(mesh, tensors)
+    places = [NamedSharding(mesh, tensor_spec(mesh, tensor)) for tensor in tensors]
+    return jax.tree.unflatten(jax.tree.structure(llama.abstract_params(config)), places)
 
 
 def state_shardings(
-    config: LlamaConfig, tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False
+    config: LlamaConfig,
+    tx: optax.GradientTransformation,
+    mesh: AnyMesh,
+    *,
+    ema: bool = False,
+    layout: Layout | None = None,
 ) -> TrainState:
     """Where each tensor of the state lives: a TrainState of NamedShardings.
 
     Args:
-      ema: the state keeps a moving average of the parameters, laid out as they are.
+      ema: the state keeps a moving average of the parameters.
+      layout: by which rules; None lays everything out as ``param_shardings`` does.
 
     Raises:
       ValueError: the mesh does not divide a dimension (named), before anything is allocated.
     """
-    shapes = llama.abstract_params(config)
-    params = param_shardings(config, mesh)
+    params, moments, average = (
+        param_shardings(config, mesh, rules)
+        for rules in ((layout.params, layout.optimizer, layout.ema) if layout else (RULES, RULES, RULES))
+    )
     replicated = NamedSharding(mesh, PartitionSpec())
-    # Moments lie as their parameters do; counters are replicated.
+    # What the optimizer keeps for each parameter lies by its rules; counters are replicated.
     opt_state = optax.tree_utils.tree_map_params(
         tx,
         lambda _, sharding: sharding,
-        jax.eval_shape(tx.init, shapes),
-        params,
+        jax.eval_shape(tx.init, llama.abstract_params(config)),
+        moments,
         transform_non_params=lambda _: replicated,
     )
     return TrainState(
-        step=replicated, skipped=replicated, params=params, opt_state=opt_state, ema=params if ema else None
+        step=replicated, skipped=replicated, params=params, opt_state=opt_state, ema=average if ema else None
     )
 
 

@@ -106,13 +106,14 @@ class Steps:
     ``zeros() -> sums``, ``accumulate(params, sums, microbatch, teacher_params) -> sums`` and
     ``update(state, sums) -> (state, zeroed sums, metrics)``; states and sums are donated. Where loss or gradient are
     not finite, ``update`` counts the step as skipped and leaves everything else as it is. ``teacher_params`` is None
-    where the network teaches itself.
+    where the network teaches itself. ``row_sharding`` and ``sums_shardings`` tell where microbatches and sums lie.
     """
 
     zeros: Callable
     accumulate: Callable
     update: Callable
     row_sharding: NamedSharding
+    sums_shardings: dict[str, Any]
 
 
 def make_steps(
@@ -122,10 +123,17 @@ def make_steps(
     shardings: TrainState,
     mesh: Mesh,
     average: Average | None = None,
+    gradients: Any = None,
 ) -> Steps:
-    """Compiles (lazily) the step for a mesh; ``average`` keeps ``state.ema`` up."""
+    """Compiles (lazily) the step for a mesh.
+
+    Args:
+      shardings: where each tensor of the state lives.
+      average: keeps ``state.ema`` up.
+      gradients: where each sum of gradients lives; None: where its parameter does.
+    """
     replicated = NamedSharding(mesh, PartitionSpec())
-    sums_sharding = {"grads": shardings.params, "loss": replicated, "ce": replicated, "kl": replicated}
+    sums_sharding = {"grads": gradients or shardings.params, "loss": replicated, "ce": replicated, "kl": replicated}
     shapes = llama.abstract_params(settings.model)
 
     def zeros():
@@ -170,6 +178,7 @@ def make_steps(
         accumulate=jax.jit(accumulate, donate_argnums=(1,), out_shardings=sums_sharding),
         update=jax.jit(update, donate_argnums=(0, 1), out_shardings=(shardings, sums_sharding, replicated)),
         row_sharding=NamedSharding(mesh, partition_spec(("batch",))),
+        sums_shardings=sums_sharding,
     )
 
 

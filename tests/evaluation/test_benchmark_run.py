@@ -315,10 +315,13 @@ def test_the_fingerprint_is_that_of_all_parts_however_they_are_laid_out(model, u
     import numpy as np
 
     from rcjax.evaluation.model import fingerprint
+    from rcjax.sharding import make_mesh
 
     mine = open_model(str(model))
     assert mine.fingerprint == open_model(str(model)).fingerprint != open_model(str(untaught)).fingerprint
-    split = open_model(str(model), mesh={"fsdp": 2, "tensor": 2, "data": -1})  # eight devices, tables padded to 640
+    split = open_model(
+        str(model), make_mesh({"fsdp": 2, "tensor": 2, "data": -1})
+    )  # eight devices, tables padded to 640
     assert split.config.table_size > mine.config.table_size
     assert split.fingerprint == mine.fingerprint
     changed = {**mine.params, "norm": {"scale": mine.params["norm"]["scale"] * np.float32(1.001)}}

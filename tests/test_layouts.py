@@ -1,0 +1,87 @@
+"""Presets: the same numbers wherever everything lies, and of zero1 what it promises to send."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from rcjax import model as llama
+from rcjax.checkpoint import Checkpoints
+from rcjax.layout import PRESETS
+from tests.layouts import CASES, DEVICES, LLAMA, OWN, ROW, collectives, on_host, run_of, shapes_sent
+
+pytestmark = pytest.mark.skipif(
+    len(jax.devices()) < DEVICES, reason="needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8"
+)
+
+
+@functools.cache
+def two_steps(kind: str, preset: str | None):
+    """Losses, and parameters and average behind two optimizer steps."""
+    run = run_of(kind, preset)
+    state, losses = run.start(), []
+    for number in range(2):
+        state, loss = run.step(state, number)
+        losses.append(loss)
+    return losses, on_host((state.params, state.ema))
+
+
+@pytest.mark.parametrize(("kind", "preset"), CASES)
+def test_every_preset_trains_to_the_numbers_of_one_device(kind, preset):
+    losses, trained = two_steps(kind, preset)
+    expected_losses, expected = two_steps(kind, None)
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)
+    for mine, theirs in zip(jax.tree.leaves(trained), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-6)  # a step moves a parameter by up to 1e-2
+    moved = on_host(run_of(kind, preset).start().params)
+    assert all(
+        np.abs(new - old).max() > 1e-4 for new, old in zip(*map(jax.tree.leaves, (trained[0], moved)), strict=True)
+    )
+
+
+def test_zero1_gathers_no_parameter_for_a_microbatch_and_each_once_an_update():
+    run = run_of(OWN, "zero1")
+    assert collectives(run.texts["accumulate"])["all-gather"] == 0
+    gathered = shapes_sent(run.texts["update"], "all-gather")
+    assert sorted(gathered) == sorted(leaf.shape for leaf in jax.tree.leaves(llama.abstract_params(LLAMA)))
+
+
+def test_no_device_gets_the_embedded_rows_of_all():
+    run = run_of(OWN, "hybrid")
+    gathered = shapes_sent(run.texts["accumulate"], "all-gather")
+    assert (DEVICES, ROW, LLAMA.hidden_size) not in gathered
+    assert max(map(math.prod, gathered)) == max(leaf.size for leaf in jax.tree.leaves(llama.abstract_params(LLAMA)))
+
+
+def test_zero1_keeps_every_parameter_on_each_device_and_an_eighth_of_the_rest():
+    run = run_of(OWN, "zero1")
+    state, sums = run.start(), run.sums()
+
+    def share(tree):
+        leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size > 1]
+        return sum(leaf.addressable_shards[0].data.size for leaf in leaves) / sum(leaf.size for leaf in leaves)
+
+    assert (share(state.params), share(state.opt_state), share(sums["grads"])) == (1, 1 / DEVICES, 1 / DEVICES)
+
+
+@pytest.mark.parametrize(("saved", "restored"), [("zero1", "fsdp+tensor"), ("hybrid", "zero1")])
+def test_a_run_goes_on_under_another_preset_and_mesh(tmp_path, saved, restored):
+    run, other = run_of(OWN, saved), run_of(OWN, restored)
+    state, _ = run.step(run.start(), 0)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {"iterator": {}})
+    moved, _ = checkpoints.restore(other.abstract())
+    checkpoints.close()
+    (_, loss), expected = other.step(moved, 1), two_steps(OWN, None)[0][1]
+    assert loss == pytest.approx(expected, rel=2e-6)
+    assert run.step(state, 1)[1] == pytest.approx(expected, rel=2e-6)
+
+
+def test_presets_differ_in_what_a_device_keeps():
+    """None of them is another one under a second name."""
+    seen = {preset: str(run_of(OWN, preset).program.shardings) for preset in PRESETS}
+    assert len(set(seen.values())) == len(PRESETS)
