@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("replica", "data", "fsdp", "tensor")
@@ -99,6 +100,11 @@ def check_divides(mesh: Mesh, shape: tuple[int, ...], spec: PartitionSpec, name:
 def named(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
     """Shorthand for ``NamedSharding(mesh, spec)``."""
     return NamedSharding(mesh, spec)
+
+
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds whole, on the devices: each process lays down its own part of it."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:

@@ -14,14 +14,15 @@ from ml_collections import ConfigDict
 from rcjax.blocks import Example
 from rcjax.checkpoint import Checkpoints
 from rcjax.data.loader import BatchSettings, StepBatch, StepSource, most_slots, step_batches
+from rcjax.distributed import leads, tell
 from rcjax.model import LlamaConfig
 from rcjax.model.flops import peak_flops
 from rcjax.packing import RowTooShortError
 from rcjax.progress import progress
-from rcjax.sharding import make_mesh, row_shards
+from rcjax.sharding import make_mesh, place, row_shards
 from rcjax.train.evaluation import Evaluate, PeriodicEvaluation
 from rcjax.train.meter import Meter
-from rcjax.train.metrics import MetricsWriter
+from rcjax.train.metrics import MetricsWriter, NoMetrics
 from rcjax.train.profile import Profile, profiled_steps
 from rcjax.train.program import check_settings, make_curriculum, make_program, objective_of
 from rcjax.train.state import (
@@ -112,11 +113,12 @@ def train(
     # ---- model, optimizer, compiled steps
     program = make_program(config, model_config, mesh, steps_in_all, teacher=teacher.config if teacher else None)
     steps, shardings = program.steps, program.shardings
+    peak = peak_flops(program.loss.compute_dtype)  # outside of the mesh: it measures devices of this process alone
 
     with jax.set_mesh(mesh):
         # ---- fresh start or resume
         checkpoints = Checkpoints(workdir / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
-        done = checkpoints.latest()
+        done = tell(checkpoints.latest())  # which file systems may show to some processes later than to others
         computed_tokens = 0
         if done is None:
             params = load(shardings.params) if load else None
@@ -130,11 +132,11 @@ def train(
         teacher_params = teacher.load(mesh) if teacher else None
 
         # ---- the loop
-        metrics = MetricsWriter(workdir, resume_step=done)
-        profile = Profile(workdir / "profile", profiled_steps(config.profile.steps))
+        metrics = MetricsWriter(workdir, resume_step=done) if leads() else NoMetrics()
+        profile = Profile(workdir / "profile", profiled_steps(config.profile.steps if leads() else ""))
         evaluations = PeriodicEvaluation(evaluate, config.evaluation.every, metrics, workdir)
         evaluations.resume(done or 0, state.params)
-        meter = Meter(model_config, program.loss.teacher, peak_flops(program.loss.compute_dtype))
+        meter = Meter(model_config, program.loss.teacher, peak)
         pending = None  # metrics on the device of a step that may still run
         sums = steps.zeros()
         first = done or 0
@@ -176,7 +178,7 @@ def restore_params(
 ) -> tuple[dict, int]:
     """Parameters of a checkpoint in ``workdir``, laid out on the configured mesh, and its step.
 
-    The optimizer's state is not read.
+    The optimizer's state is not read. Every process of a run calls this.
 
     Args:
       step: of the checkpoint; None takes the newest.
@@ -188,6 +190,7 @@ def restore_params(
     abstract = abstract_params(model_config, param_shardings(model_config, make_mesh(config.mesh)))
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
+        step = tell(checkpoints.latest()) if step is None else step
         return checkpoints.restore_params(abstract, step, field="ema" if weights == "ema" else "params")
     finally:
         checkpoints.close()
@@ -204,7 +207,7 @@ def run_step(
     for index in range(batch.microbatches):
         with jax.profiler.TraceAnnotation("place"):
             arrays = batch.microbatch(index).items()
-            microbatch = {name: jax.device_put(array, steps.row_sharding) for name, array in arrays}
+            microbatch = {name: place(array, steps.row_sharding) for name, array in arrays}
         sums = steps.accumulate(state.params, sums, microbatch, teacher_params)
     return steps.update(state, sums)
 

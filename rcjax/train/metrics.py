@@ -145,6 +145,22 @@ class MetricsWriter:
         self.close()
 
 
+class NoMetrics:
+    """A ``MetricsWriter`` of a process that does not lead: it writes nothing."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def write_late(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _wait_to_sort_last(workdir: Path) -> bool:
     """Whether ``workdir`` has event files; sleeps until a new one has a later name than they.
 
