@@ -113,7 +113,8 @@ def train(
     # ---- model, optimizer, compiled steps
     program = make_program(config, model_config, mesh, steps_in_all, teacher=teacher.config if teacher else None)
     steps, shardings = program.steps, program.shardings
-    peak = peak_flops(program.loss.compute_dtype)  # outside of the mesh: it measures devices of this process alone
+    # Outside of the mesh: it measures devices of this process alone.
+    peak = peak_flops(program.loss.compute_dtype) if leads() else float("inf")
 
     with jax.set_mesh(mesh):
         # ---- fresh start or resume

@@ -24,7 +24,7 @@ def small_config():
     """Four steps over all eight devices; parameters lie on pairs of them, so that there are parts and copies."""
     config = tiny.get_config()
     config.mesh.update(data=4, fsdp=2)
-    config.packing.update(row_length=128, rows_per_device=1, cuts=1)
+    config.packing.update(row_length=192, rows_per_device=1, cuts=1)
     config.train.update(batch_size=16, steps=STEPS, log_every=1, compute_dtype="float32")
     config.checkpoint.update(every=2, keep=4)
     return config
