@@ -32,6 +32,10 @@ Modes (--mode=NAME):
 Training starts from any Llama-family checkpoint with --config.model.init=DIR_OR_HUB_ID. A workdir remembers its config:
 --config may be left out in it.
 
+Several processes, each on a host of its own or with devices of its own, train, evaluate and export as one run when
+the same command is given on all: with --distributed under SLURM, Open MPI, Kubernetes or on a TPU pod, elsewhere with
+--coordinator=HOST:PORT --num_processes=N --process_id=I. They need a --workdir that all share; docs/launching.md.
+
 A run that was stopped, however hard, goes on where it was when the same command is given again. Told to stop by
 SIGTERM, training finishes its step, saves, and ends with exit code 75, on which schedulers start it again.
 
@@ -42,9 +46,11 @@ field with its meaning; `python -m data_gen --help` tells how to build traces fr
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -52,7 +58,6 @@ from ml_collections import config_flags
 from rcjax.compilation_cache import keep_compiled_programs
 from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
-from rcjax.train.preemption import EXIT_CODE, PreemptedError
 
 _BASE_CONFIG = str(Path(__file__).resolve().parent / "configs" / "base.py")
 MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "score", "inspect")
@@ -127,9 +132,20 @@ EVALPLUS_RULES = flags.DEFINE_enum(
     "For --mode=score: evalplus as released, where no program passes HumanEval/32, or with that mended.",
 )
 
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Be one of several processes; which, TPU metadata, SLURM, Open MPI or Kubernetes say."
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 waits for the others.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+JOIN_TIMEOUT = flags.DEFINE_float(
+    "join_timeout", 300.0, "Seconds until processes that do not join end the run.", lower_bound=0.0
+)
+
 ROWS = flags.DEFINE_list("rows", ["paper"], "Groups of rows and rows that --mode=ablate runs; see the config file.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each row of --mode=ablate.", lower_bound=1)
 
+SEVERAL = (DISTRIBUTED, COORDINATOR, NUM_PROCESSES, PROCESS_ID, JOIN_TIMEOUT)
 # Flags that go with some modes alone.
 MODES_OF_FLAGS = (
     ((STEP, WEIGHTS, DTYPE, MAX_SHARD_SIZE), ("export",)),
@@ -138,6 +154,7 @@ MODES_OF_FLAGS = (
     ((MAX_NEW_TOKENS, TEMPERATURE, TOP_P, TOP_K, SEED, NUM_SAMPLES), ("generate", "evaluate")),
     ((BENCHMARKS, ROUNDS, COMPARE, PROMPT_FORMAT, BATCH_SIZE), ("evaluate",)),
     ((DATA,), ("evaluate", "score")),
+    (SEVERAL, ("pipeline", "train", "evaluate", "export")),
     ((BENCHMARK, SAMPLES, ALLOW_PARTIAL, WORKERS, EVALPLUS_RULES), ("score",)),
 )
 
@@ -155,6 +172,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
     try:
         check_flags()
+        if not several():
+            one_device_per_core()
         if MODE.value == "generate":
             generate()
         elif MODE.value == "score":
@@ -165,9 +184,6 @@ def main(argv: list[str]) -> None:
             evaluate_on_benchmarks()
         else:
             run()
-    except PreemptedError as told:
-        print(told, file=sys.stderr)
-        sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from what is on the disk", file=sys.stderr)
         sys.exit(130)
@@ -194,8 +210,13 @@ def check_flags() -> None:
 
 def on_benchmarks() -> bool:
     """Whether --mode=evaluate is to take benchmarks; else it takes the held-out problems of a workdir."""
-    groups = [group for group, modes in MODES_OF_FLAGS if "evaluate" in modes]
+    groups = [group for group, modes in MODES_OF_FLAGS if "evaluate" in modes and group is not SEVERAL]
     return bool(MODEL.value) or any(given(flag) for group in groups for flag in group)
+
+
+def several() -> bool:
+    """Whether this is one of several processes."""
+    return DISTRIBUTED.value or any(flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID))
 
 
 def run() -> None:
@@ -215,11 +236,48 @@ def run() -> None:
 
         print_table(ablate(config, WORKDIR.value, ROWS.value, SEEDS.value))
         return
-    from rcjax.pipeline import Pipeline
-    from rcjax.progress import say
-    from rcjax.workdir import open_workdir
+    if not several():
+        until_preempted(config)
+        return
+    from rcjax.distributed import find_place, one_run
 
-    pipeline = Pipeline(config, open_workdir(WORKDIR.value, config))
+    place = find_place(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    with one_run(place, common_facts(config), JOIN_TIMEOUT.value):
+        until_preempted(config)
+
+
+def common_facts(config) -> dict[str, Any]:
+    """What all processes of a run must have in common: flags, config, code and versions."""
+    from rcjax.distributed import code_facts
+    from rcjax.pipeline import versions
+    from rcjax.workdir import flatten
+
+    # Of flags, those that decide what comes out: each process may name directories in its own way.
+    facts = {f"--{flag.name}": flag.value for flag in (MODE, STEP, WEIGHTS, DTYPE, MAX_SHARD_SIZE)}
+    facts |= {f"config.{name}": value for name, value in flatten(json.loads(config.to_json_best_effort())).items()}
+    facts |= {f"the version of {name}": version for name, version in versions().items()}
+    return facts | code_facts(Path(__file__).resolve().parent)
+
+
+def until_preempted(config) -> None:
+    """``run_in_workdir``; a training that was told to stop ends all processes with a code of its own."""
+    from rcjax.distributed import leads
+    from rcjax.train.preemption import EXIT_CODE, PreemptedError
+
+    try:
+        run_in_workdir(config)
+    except PreemptedError as told:
+        if leads():
+            print(told, file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+def run_in_workdir(config) -> None:
+    """Training and what follows it, in a workdir."""
+    from rcjax.pipeline import Pipeline, open_shared_workdir
+    from rcjax.progress import say
+
+    pipeline = Pipeline(config, open_shared_workdir(WORKDIR.value, config))
     if MODE.value == "pipeline":
         results = pipeline.run()
         low, high = results["interval"]
@@ -246,6 +304,8 @@ def evaluate_on_benchmarks() -> None:
     """Scores of any model on benchmarks, and the comparison of two evaluations."""
     from rcjax.evaluation import command
 
+    if several():
+        raise UsageError("--mode=evaluate on benchmarks runs in one process; leave --distributed and its like out")
     directory = WORKDIR.value
     if MODEL.value and os.path.isdir(os.path.join(MODEL.value, "checkpoints")):
         directory = MODEL.value
@@ -422,6 +482,5 @@ def _load_config(path: str):
 
 if __name__ == "__main__":
     keep_compiled_programs()
-    one_device_per_core()
     ask_for_huge_pages()
     app.run(main, flags_parser=parse_flags)

@@ -192,6 +192,7 @@ def get_config() -> ConfigDict:
             skips=10,  # steps in a row that are not finite after which the run ends, with WORKDIR/dumps
             spike=8.0,  # a loss so many standard deviations above the mean of the last 64 is a spike, and is said
             rollback=0,  # spikes in a row after which the run goes back to an earlier checkpoint, and on with new data
+            divergence_every=0,  # steps between comparisons of parameters that several devices hold, on whatever host
             hang=1800.0,  # seconds without a finished step after which every thread's stack is printed
         )
     )

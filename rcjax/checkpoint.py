@@ -223,6 +223,8 @@ class Checkpoints:
 
     def abandon(self) -> None:
         """Releases threads whatever state they are in: an error is on its way already."""
+        if jax.process_count() > 1:
+            return  # it would wait for the others, one of which may be the error
         with contextlib.suppress(*_STORAGE_ERRORS):
             self._manager.close()
 

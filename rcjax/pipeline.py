@@ -19,12 +19,41 @@ from ml_collections import ConfigDict
 
 import rcjax
 from rcjax.data import records
+from rcjax.distributed import check_same, leads, tell, together
 from rcjax.progress import progress, say, silent
-from rcjax.workdir import EVALUATION_FILE, METRICS_FILE, Workdir, WorkdirError, read_json, write_json
+from rcjax.workdir import (
+    EVALUATION_FILE,
+    METRICS_FILE,
+    Workdir,
+    WorkdirError,
+    open_workdir,
+    read_json,
+    see_workdir,
+    write_json,
+)
+
+
+class StageError(ValueError):
+    """What other processes raise when process 0 could not do what it alone does."""
+
+
+def open_shared_workdir(path: str | Path, config: ConfigDict) -> Workdir:
+    """Process 0 opens and locks the directory (``open_workdir``), the others make sure that they see the same."""
+    workdir = None
+    with together(WorkdirError):
+        if leads():
+            workdir = open_workdir(path, config)
+    mark = tell(workdir and workdir.mark)
+    with together(WorkdirError):
+        return workdir or see_workdir(path, mark)
 
 
 class Pipeline:
-    """One run. Methods in the order in which ``run`` calls them; each can also be asked for alone."""
+    """One run. Methods in the order in which ``run`` calls them; each can also be asked for alone.
+
+    Where the run has several processes, all call them alike. Process 0 alone writes into the workdir and runs
+    programs; the others wait for it.
+    """
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
@@ -45,21 +74,25 @@ class Pipeline:
         """Refuses settings and checkpoints that training would refuse, before hours go into data."""
         from rcjax.train.program import check_settings
 
-        check_settings(self.config)
-        if not self.workdir.model.exists() and self.base_model is not None:
-            self.base_model.config.check_length(self.config.data.max_length, "config.data.max_length")
-        self._check_mesh()
+        with together(StageError):
+            check_settings(self.config)
+            if not self.workdir.model.exists() and self.base_model is not None:
+                self.base_model.config.check_length(self.config.data.max_length, "config.data.max_length")
+            self._check_mesh()
 
     def _check_mesh(self) -> None:
         """Refuses a mesh that does not divide the model, as far as its shape is known before there is a tokenizer."""
         from rcjax.hf.base_model import model_config, shape_of
         from rcjax.hf.tokenizer import codec
         from rcjax.layout import layout_of, mesh_of
+        from rcjax.model import LlamaConfig
         from rcjax.train.state import check_mesh
 
         mesh = mesh_of(self.config)
-        if self.workdir.model.exists():
-            model = self.model_config
+        stored = read_json(self.workdir.model)
+        if stored:
+            multiple = stored.pop("vocab_multiple")
+            model = dataclasses.replace(LlamaConfig.from_hf(stored), vocab_multiple=multiple)
         elif self.base_model is not None:
             model = model_config(self.config.model, codec(self.base_model.tokenizer), self.base_model)
         else:  # the vocabulary is counted later; until then one that any mesh divides
@@ -75,9 +108,15 @@ class Pipeline:
 
     def build_data(self) -> None:
         """Traces by really executing programs (``data_gen``), unless the config names a dataset."""
-        if self.config.data.train or self.workdir.data.exists():
-            self._skip("build data", self.train_directory)
-            return
+        with together(StageError):
+            if not leads():
+                return
+            if self.config.data.train or self.workdir.data.exists():
+                self._skip("build data", self.train_directory)
+                return
+            self._build_data()
+
+    def _build_data(self) -> None:
         from data_gen.build import build, family_problems
 
         build_config = self.config.build
@@ -119,9 +158,15 @@ class Pipeline:
 
     def make_tokenizer(self) -> None:
         """The checkpoint's or the named one with the block tokens, or a byte-level BPE on the training text."""
-        if self.workdir.tokenizer.exists():
-            self._skip("tokenizer", self.workdir.tokenizer)
-            return
+        with together(StageError):
+            if not leads():
+                return
+            if self.workdir.tokenizer.exists():
+                self._skip("tokenizer", self.workdir.tokenizer)
+                return
+            self._make_tokenizer()
+
+    def _make_tokenizer(self) -> None:
         from rcjax.hf.hub import model_directory
         from rcjax.hf.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
         from rcjax.hf.vocabulary import add_block_tokens
@@ -162,19 +207,30 @@ class Pipeline:
         from rcjax.hf.base_model import model_config
         from rcjax.model import LlamaConfig
 
-        stored = read_json(self.workdir.model)
-        if stored:
-            multiple = stored.pop("vocab_multiple")
-            return dataclasses.replace(LlamaConfig.from_hf(stored), vocab_multiple=multiple)
-        config = model_config(self.config.model, self.codec, self.base_model)
-        write_json(self.workdir.model, {**config.to_hf(), "vocab_multiple": config.vocab_multiple})
-        return config
+        stored: dict[str, Any] = {}
+        with together(StageError):
+            if leads():
+                stored = read_json(self.workdir.model)
+                if not stored:
+                    config = model_config(self.config.model, self.codec, self.base_model)
+                    stored = {**config.to_hf(), "vocab_multiple": config.vocab_multiple}
+                    write_json(self.workdir.model, stored)
+        stored = tell(stored)
+        multiple = stored.pop("vocab_multiple")
+        return dataclasses.replace(LlamaConfig.from_hf(stored), vocab_multiple=multiple)
 
     def train(self) -> tuple[Any, int]:
         """The student, by dynamically masked distillation; returns its parameters and the number of steps."""
         from rcjax.train.loop import train
 
         data = self._tokenise(self.conversations, self.repeats)
+        check_same(
+            [records.checksum(source) for source in data.sources],
+            lambda process: (
+                f"process {process} reads other examples from {self.train_directory} than process 0; copy "
+                "the dataset again, or name one with config.data.train that all share"
+            ),
+        )
         say(f"train on {data.describe()}; model of {self.model_config.num_params:,} parameters")
         with self._stage("train") as stage:
             run = train(
@@ -215,7 +271,7 @@ class Pipeline:
         from rcjax.objective import TABLES
         from rcjax.train.loop import train
 
-        if (self.workdir.baseline_evaluation / EVALUATION_FILE).exists():
+        if tell((self.workdir.baseline_evaluation / EVALUATION_FILE).exists()):
             self._skip("baseline", self.workdir.baseline)
             return
         with self._stage("baseline"):
@@ -228,14 +284,15 @@ class Pipeline:
                 )
             conversations = {records.INSTRUCTION: self.conversations[records.INSTRUCTION]}
             data = self._tokenise(conversations, repeats)
-            tokens = last_metrics(self.workdir.path)["computed_tokens"]
+            tokens = tell(last_metrics(self.workdir.path)["computed_tokens"] if leads() else None)
             per_example = sum(len(example) - 1 for example in data.sources[0]) / len(data.sources[0])
             for field in ("alpha", "ce_weight", "kd_weight", *TABLES):
                 config.objective[field] = None
             config.objective.name = "ce"
             config.teacher.name = "self"
             config.train.steps = max(1, round(tokens / (per_example * config.train.batch_size)))
-            self.workdir.baseline.mkdir(exist_ok=True)
+            with together(StageError):
+                self.workdir.baseline.mkdir(exist_ok=True)
             run = train(
                 config,
                 self.workdir.baseline,
@@ -267,7 +324,11 @@ class Pipeline:
             with progress(f"{title}: writing programs", total=len(prompts), unit="programs") as bar:
                 return self._write_programs(params, prompts, bar.advance)
 
-        evaluate(problems, write_programs).save(directory)
+        if leads():
+            evaluate(problems, write_programs).save(directory)
+        else:
+            write_programs([problem.prompt for problem in problems])
+        tell(None)  # the others wait until the programs have been run
 
     def _evaluate_beside(self, params: Any) -> dict[str, float]:
         """The figures of ``evaluate`` for parameters on the host, without a word: training shows its own progress."""
@@ -308,8 +369,9 @@ class Pipeline:
     ) -> None:
         """A Hugging Face directory, loaded again and compared; None takes the config's."""
         directory = Path(output) if output else self.workdir.export
-        if output and directory.exists():
-            raise WorkdirError(f"--output={output} exists already; name a directory that does not")
+        with together(WorkdirError):
+            if leads() and output and directory.exists():
+                raise WorkdirError(f"--output={output} exists already; name a directory that does not")
         if not output and self._made_from(step, directory):
             self._skip("export", directory)
             return
@@ -325,7 +387,7 @@ class Pipeline:
                     directory,
                     dtype=dtype or self.config.export.dtype,
                     max_shard_size=max_shard_size or self.config.export.max_shard_size,
-                    metadata=self._model_card(step),
+                    metadata=self._model_card(step) if leads() else None,
                     on_advance=bar.advance,
                 )
         if output is None:
@@ -333,7 +395,14 @@ class Pipeline:
         say(f"export: {report}")
 
     def report(self) -> dict[str, Any]:
-        """results.json and report.html; cheap, so always made anew."""
+        """results.json and report.html; cheap, so always made anew. Returns what the first holds."""
+        results = None
+        with together(StageError):
+            if leads():
+                results = self._report()
+        return tell(results)
+
+    def _report(self) -> dict[str, Any]:
         from rcjax.evaluation.report import write_report
         from rcjax.evaluation.score import Evaluation, write_results
         from rcjax.train.metrics import read_metrics
@@ -370,6 +439,8 @@ class Pipeline:
         """Prints the stored evaluation."""
         from rcjax.evaluation.score import Evaluation
 
+        if not leads():
+            return
         evaluation = Evaluation.load(self.workdir.evaluation)
         low, high = evaluation.interval
         say(
@@ -395,7 +466,7 @@ class Pipeline:
         card = {"config": json.loads(self.workdir.config.read_text()), "optimizer steps": step}
         if self.config.model.init:
             card["base_model"] = self.config.model.init
-        if self._made_from(step, self.workdir.evaluation):
+        if self._is_made_from(step, self.workdir.evaluation):
             stored = json.loads((self.workdir.evaluation / EVALUATION_FILE).read_text())
             card["pass@1"] = stored["pass@1"]
         return card
@@ -404,10 +475,14 @@ class Pipeline:
 
     def _made_from(self, step: int, directory: Path) -> bool:
         """Whether ``directory`` is there and was made from the checkpoint of ``step``, not of an earlier one."""
+        return tell(leads() and self._is_made_from(step, directory))
+
+    def _is_made_from(self, step: int, directory: Path) -> bool:
         return directory.exists() and read_json(self.workdir.made_from).get(directory.name) == step
 
     def _remember(self, step: int, directory: Path) -> None:
-        write_json(self.workdir.made_from, {**read_json(self.workdir.made_from), directory.name: step})
+        if leads():
+            write_json(self.workdir.made_from, {**read_json(self.workdir.made_from), directory.name: step})
 
     def _skip(self, name: str, place: Path | str) -> None:
         say(f"{name}: already in {os.path.relpath(place)}")
@@ -428,7 +503,7 @@ class _Stage:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if error is not None or not self.did_something:
+        if error is not None or not self.did_something or not leads():
             return
         seconds = read_json(self._workdir.seconds)
         seconds[self._name] = round(time.monotonic() - self._start, 1)

@@ -265,6 +265,11 @@ def named(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
     return NamedSharding(mesh, spec)
 
 
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds whole, on the devices: each process lays down its own part of it."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 # ---- inside of programs
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +30,35 @@ class WorkdirBusyError(WorkdirError):
 # Rows and groups of an ablation may come and go: each run has a workdir of its own that knows its config.
 # Whatever the mesh, its rules and its rows a step computes the same; older workdirs have `teacher.replicated` of them.
 FREE_FIELDS = re.compile(
-    r"baseline|profile\.steps|wandb|checkpoint\..*|guards\.(skips|hang)|train\.log_every|data\.prefetch|"
+    r"baseline|profile\.steps|wandb|checkpoint\..*|guards\.(skips|hang|divergence_every)|train\.log_every|data\.prefetch|"
     r"evaluation\.(every|data\..*)|(rows|groups)\..*|(mesh|sharding)\..*|packing\.rows_per_device"
 )
 EVALUATION_FILE = "evaluation.json"
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
+SEEN_SECONDS = 5.0  # so long may what another host wrote take to be seen
 
 
 @dataclasses.dataclass
 class Workdir:
-    """Paths of one run. It is locked for this process until it is closed."""
+    """Paths of one run.
+
+    Attributes:
+      lock: keeps other runs out of it until it is closed; None in the processes that do not lead a run of several.
+      mark: what the lock's file holds, by which those know it again.
+    """
 
     path: Path
     lock: Any = None
+    mark: str = ""
 
     def __enter__(self) -> Workdir:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.lock.close()
+        if self.lock is not None:
+            self.lock.close()
 
     def __getattr__(self, name: str) -> Path:
         places = {
@@ -92,13 +105,18 @@ def open_workdir(path: str | Path, config: ConfigDict, wait: bool = False) -> Wo
     workdir = Workdir(Path(path).absolute())
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
-        workdir.lock = open(workdir.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
+        workdir.lock = open(workdir.path / LOCK_FILE, "a")  # noqa: SIM115 - held until the process ends
         try:
             fcntl.flock(workdir.lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             workdir.lock.close()
             complaint = f"workdir {path} is in use by another process; wait for it or name another"
             raise WorkdirBusyError(complaint) from None
+        workdir.mark = secrets.token_hex(8)
+        workdir.lock.truncate(0)
+        workdir.lock.write(workdir.mark)
+        workdir.lock.flush()
+        os.fsync(workdir.lock.fileno())
         for place in (workdir.path, workdir.baseline):
             for left in place.glob(".*.*"):  # stages write aside under such names
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -117,6 +135,29 @@ def open_workdir(path: str | Path, config: ConfigDict, wait: bool = False) -> Wo
     except OSError as error:
         raise WorkdirError(f"workdir {path} can not be written: {error.strerror}; name another --workdir") from error
     return workdir
+
+
+def see_workdir(path: str | Path, mark: str) -> Workdir:
+    """The directory that another process of this run has opened, as this process sees it.
+
+    Args:
+      mark: that process's ``Workdir.mark``.
+
+    Raises:
+      WorkdirError: it is another directory.
+    """
+    workdir = Workdir(Path(path).absolute(), mark=mark)
+    deadline = time.monotonic() + SEEN_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            os.listdir(workdir.path)  # a network's file system looks anew when a directory is opened
+            if (workdir.path / LOCK_FILE).read_text() == mark:
+                return workdir
+        time.sleep(0.1)
+    raise WorkdirError(
+        f"workdir {path} is another directory here ({socket.gethostname()}:{workdir.path}) than that of process 0; "
+        "name one with --workdir on a file system that all processes share"
+    )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rcjax.blocks import Conversation, Example, TextCodec, encode, shorten
 from rcjax.data.tfrecord import read_records
@@ -153,6 +156,15 @@ def tokenise(
             "or take another dataset"
         )
     return TrainingData(sources, used, left_out)
+
+
+def checksum(examples: Sequence[Example]) -> int:
+    """A number that differs where the examples do, in whatever part or in order."""
+    value = 0
+    for example in examples:
+        value = zlib.crc32(f"{example.id} {example.kind}".encode(), value)
+        value = zlib.crc32(np.asarray(example.tokens, np.int32).tobytes(), value)
+    return value
 
 
 def texts(conversations: Mapping[str, Sequence[Conversation]]) -> Iterator[str]:

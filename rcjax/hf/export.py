@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from rcjax.blocks import END_OF_MESSAGE, Block, BlockType, Message, TextCodec, encode_prompt
+from rcjax.distributed import leads, tell, together
 from rcjax.hf.convert import tensor_specs
 from rcjax.hf.directory import whole_directory
-from rcjax.hf.gather import gather_tensor, leads, tell, together
+from rcjax.hf.gather import gather_tensor
 from rcjax.hf.load import load_config
 from rcjax.hf.model_card import model_card
 from rcjax.hf.proof import Proof, ProofError, locate_tensors, to_layout
@@ -232,7 +233,7 @@ class _Job:
                     proof.take_tied_head(specs[0], tensor)
         with self.step():
             difference = 0.0 if proof is None else proof.logit_difference()
-        return tell(difference)
+        return tell(float(difference))
 
 
 def _sentence(directory: Path, error: OSError) -> str:

@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rcjax.distributed import leads
 from rcjax.hf.convert import TensorSpec, find
-
-MESSAGE_BYTES = 2048  # a sentence, of which the processes are told
-
-
-def leads() -> bool:
-    """Whether this is process 0, which alone touches files."""
-    return jax.process_index() == 0
-
-
-@contextlib.contextmanager
-def together(kind: type[Exception]) -> Iterator[None]:
-    """A block in which process 0 has something to do and the others nothing; all leave it at the same time.
-
-    An error of process 0 in it ends the others too: they would wait for ever in their next collective operation.
-
-    Args:
-      kind: what the other processes raise, with the message of process 0's error.
-    """
-    error = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    if jax.process_count() > 1:
-        text = b"" if error is None else (str(error) or type(error).__name__).encode()[:MESSAGE_BYTES]
-        told = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(MESSAGE_BYTES, b"\0"), np.uint8))
-        text = np.asarray(told).tobytes().rstrip(b"\0").decode(errors="ignore")
-        if text and error is None:
-            raise kind(text)
-    if error is not None:
-        raise error
-
-
-def tell(value: float) -> float:
-    """A number of process 0, on every process."""
-    return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
 def gather_tensor(params: dict[str, Any], spec: TensorSpec) -> np.ndarray | None:

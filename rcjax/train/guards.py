@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rcjax.distributed import leads
 from rcjax.progress import say
 from rcjax.workdir import write_json
 
@@ -122,9 +123,10 @@ class Guards:
         )
         say(f"step {step} skipped: its loss is {values['loss']}, its gradient's norm {values['grad_norm']}")
         if self.skips and len(self._skipped) >= self.skips:
-            self.dumps.mkdir(exist_ok=True)
             path = self.dumps / f"step-{step}.json"
-            write_json(path, self._skipped)
+            if leads():
+                self.dumps.mkdir(exist_ok=True)
+                write_json(path, self._skipped)
             raise NotFiniteError(
                 f"the last {len(self._skipped)} steps had no finite update (config.guards.skips); {path} holds their "
                 "examples and the gradient's norm in each layer: lower config.optimizer.learning_rate, or look at those"

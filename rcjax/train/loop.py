@@ -17,17 +17,19 @@ import rcjax
 from rcjax.blocks import Example
 from rcjax.checkpoint import Checkpoints
 from rcjax.data.loader import BatchSettings, StepBatch, StepSource, most_slots, step_batches
+from rcjax.distributed import leads, tell
 from rcjax.layout import layout_of, mesh_of
 from rcjax.model import LlamaConfig
 from rcjax.model.flops import peak_flops
 from rcjax.packing import RowTooShortError
 from rcjax.progress import progress, say
-from rcjax.sharding import row_shards
+from rcjax.sharding import place, row_shards
+from rcjax.train.divergence import check_copies
 from rcjax.train.evaluation import Evaluate, PeriodicEvaluation
 from rcjax.train.goodput import CHECKPOINT, EVALUATION, INPUT, Goodput
 from rcjax.train.guards import Guards, watchdog
 from rcjax.train.meter import Meter
-from rcjax.train.metrics import MetricsWriter, wandb_run
+from rcjax.train.metrics import MetricsWriter, NoMetrics, wandb_run
 from rcjax.train.preemption import PreemptedError, Preemption
 from rcjax.train.profile import Profile, profiled_steps
 from rcjax.train.program import check_settings, make_curriculum, make_program, objective_of
@@ -137,17 +139,22 @@ class _Run:
         self.program, self.source, self.batches = program, source, batches
         self.load, self.teacher, self.evaluate = load, teacher, evaluate
         self.goodput = Goodput()
-        self.meter = Meter(program.model, program.loss.teacher, peak_flops(program.loss.compute_dtype))
+        # Before the mesh is set: it measures devices of this process alone.
+        peak = peak_flops(program.loss.compute_dtype) if leads() else math.inf
+        self.meter = Meter(program.model, program.loss.teacher, peak)
         self.guards = make_guards(config.guards, workdir)
         self.checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint, about=about(config, program.model))
 
     def run(self) -> TrainingRun:
         first = self._start()
-        wandb = wandb_run(self.config.wandb, self.workdir, self.config.to_dict())
-        self.metrics = MetricsWriter(self.workdir, resume_step=first or None, wandb=wandb)
+        if leads():
+            wandb = wandb_run(self.config.wandb, self.workdir, self.config.to_dict())
+            self.metrics = MetricsWriter(self.workdir, resume_step=first or None, wandb=wandb)
+        else:
+            self.metrics = NoMetrics()
         self.evaluations = PeriodicEvaluation(self.evaluate, self.config.evaluation.every, self.metrics, self.workdir)
         self.evaluations.resume(first, self.state.params)
-        self.profile = Profile(self.workdir / "profile", profiled_steps(self.config.profile.steps))
+        self.profile = Profile(self.workdir / "profile", profiled_steps(self.config.profile.steps if leads() else ""))
         with (
             contextlib.closing(self.metrics),
             Preemption() as preemption,
@@ -166,7 +173,7 @@ class _Run:
         """Makes or restores the state; returns the number of steps that are done."""
         program, shardings = self.program, self.program.shardings
         self.computed_tokens = 0
-        done = self.checkpoints.latest()
+        done = tell(self.checkpoints.latest())  # which file systems may show to some processes later than to others
         if done is None:
             params = self.load(shardings.params) if self.load else None
             # The state owns them from here on: the first update gives their memory away.
@@ -194,6 +201,8 @@ class _Run:
                     self.program.steps, self.state, self.sums, batch, self.teacher_params
                 )
             self.profile.after(step, on_device)
+            if self.config.guards.divergence_every and (step + 1) % self.config.guards.divergence_every == 0:
+                check_copies(self.state.params, step + 1)
             with self.goodput.doing(EVALUATION):
                 self.evaluations.after(step + 1, self.state.params)
             self.computed_tokens += int(batch.metrics["tokens"])
@@ -303,7 +312,7 @@ def restore_params(
 ) -> tuple[dict, int]:
     """Parameters of a checkpoint in ``workdir``, laid out on the configured mesh, and its step.
 
-    The optimizer's state is not read.
+    The optimizer's state is not read. Every process of a run calls this.
 
     Args:
       step: of the checkpoint; None takes the newest.
@@ -316,6 +325,7 @@ def restore_params(
     abstract = abstract_params(model_config, places)
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     try:
+        step = tell(checkpoints.latest()) if step is None else step
         return checkpoints.restore_params(abstract, step, field="ema" if weights == "ema" else "params")
     finally:
         checkpoints.close()
@@ -332,6 +342,6 @@ def run_step(
     for index in range(batch.microbatches):
         with jax.profiler.TraceAnnotation("place"):
             arrays = batch.microbatch(index).items()
-            microbatch = {name: jax.device_put(array, steps.row_sharding) for name, array in arrays}
+            microbatch = {name: place(array, steps.row_sharding) for name, array in arrays}
         sums = steps.accumulate(state.params, sums, microbatch, teacher_params)
     return steps.update(state, sums)

@@ -154,6 +154,19 @@ class MetricsWriter:
         self.close()
 
 
+class NoMetrics:
+    """A ``MetricsWriter`` of a process that does not lead: it writes nothing."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def write_late(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class _Appended:
     """A file to which whole lines or records are appended. Those that find no room wait for some."""
 

@@ -10,6 +10,9 @@ import signal
 import threading
 from types import TracebackType
 
+import jax
+from jax.experimental import multihost_utils
+
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
@@ -25,8 +28,6 @@ class Preemption:
         self._before = None
 
     def __enter__(self) -> Preemption:
-        import jax  # late: launch.py knows the error of this module before it needs jax
-
         # With several processes JAX's own notifier holds the signal. Threads other than the main one can not.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._hear)
@@ -48,9 +49,6 @@ class Preemption:
 
     def reached(self, step: int) -> bool:
         """Whether to save behind optimizer step ``step`` and stop; every process must ask behind every step."""
-        import jax
-        from jax.experimental import multihost_utils
-
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
