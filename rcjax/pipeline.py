@@ -26,8 +26,8 @@ from rcjax.workdir import EVALUATION_FILE, METRICS_FILE, Workdir, WorkdirError, 
 class Pipeline:
     """One run. Methods in the order in which ``run`` calls them; each can also be asked for alone."""
 
-    def __init__(self, config: ConfigDict, workdir: Workdir):
-        self.config, self.workdir = config, workdir
+    def __init__(self, config: ConfigDict, workdir: Workdir, *, executable: str | None = None):
+        self.config, self.workdir, self.executable = config, workdir, executable
 
     def run(self) -> dict[str, Any]:
         """All stages; returns what ``results.json`` holds."""
@@ -168,6 +168,7 @@ class Pipeline:
                 data.repeats,
                 load=self._load,
                 teacher=self.teacher,
+                executable=self.executable,
                 evaluate=self._evaluate_beside if self.config.evaluation.get("every", 0) else None,
             )
             stage.did_something = run.steps_done > 0

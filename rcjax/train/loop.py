@@ -20,6 +20,7 @@ from rcjax.packing import RowTooShortError
 from rcjax.progress import progress
 from rcjax.sharding import make_mesh, row_shards
 from rcjax.train.evaluation import Evaluate, PeriodicEvaluation
+from rcjax.train.executables import load as load_executables
 from rcjax.train.meter import Meter
 from rcjax.train.metrics import MetricsWriter
 from rcjax.train.profile import Profile, profiled_steps
@@ -70,6 +71,7 @@ def train(
     load: Callable[[dict], dict] | None = None,
     teacher: Teacher | None = None,
     evaluate: Evaluate | None = None,
+    executable: str | None = None,
 ) -> TrainingRun:
     """Trains to the last step, from the newest checkpoint in ``workdir`` if there is one.
 
@@ -81,6 +83,7 @@ def train(
       load: reads the parameters to start from, given the sharding of each; None draws fresh ones.
       teacher: another network that teaches, for ``config.teacher.name`` ``frozen``.
       evaluate: finds figures of parameters beside the steps, every ``config.evaluation.every`` of them.
+      executable: directory of compiled programs to run (``rcjax.train.executables``); None compiles.
     """
     # ---- what to train on, on what, and how long
     check_settings(config)
@@ -112,6 +115,8 @@ def train(
     # ---- model, optimizer, compiled steps
     program = make_program(config, model_config, mesh, steps_in_all, teacher=teacher.config if teacher else None)
     steps, shardings = program.steps, program.shardings
+    if executable is not None:
+        steps = load_executables(executable, config, program, steps_in_all)
 
     with jax.set_mesh(mesh):
         # ---- fresh start or resume

@@ -114,8 +114,11 @@ def make_curriculum(config: ConfigDict, objective: Objective | None = None) -> C
     return Curriculum(config.name, order, rate, tuple(config.mixture))
 
 
-def check_settings(config: ConfigDict) -> None:
+def check_settings(config: ConfigDict, mesh: Mesh | None = None) -> None:
     """Refuses what ``train`` could not do, by the field; a pipeline asks before it builds data.
+
+    Args:
+      mesh: that it is to be done on; None: the configured one of this process's devices.
 
     Raises:
       ValueError: names the field.
@@ -127,7 +130,7 @@ def check_settings(config: ConfigDict) -> None:
     for field in ("row_length", "rows_per_device", "cuts"):
         if config.packing[field] < 1:
             raise ValueError(f"config.packing.{field} is {config.packing[field]}; expected at least 1")
-    check_remat(config.train.remat, make_mesh(config.mesh))
+    check_remat(config.train.remat, mesh or make_mesh(config.mesh))
 
 
 def check_remat(name: str, mesh: Mesh) -> None:
