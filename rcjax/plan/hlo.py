@@ -26,6 +26,17 @@ SENT = {
 }
 _NUMBER = re.compile(r"(?:s|u|f|bf|c)(\d+)|f(8)e\w+")  # a dtype, and its bits
 
+# Share of the result in the shape of a `-start` operation.
+RESULT = {
+    "all-gather": lambda n: n / (n + 1),
+    "all-reduce": lambda n: 1.0,  # which shows its result alone
+    "reduce-scatter": lambda n: 1 / (n + 1),
+    "all-to-all": lambda n: 1 / 2,
+    "ragged-all-to-all": lambda n: 1 / 2,
+    "collective-permute": lambda n: 1 / 2,
+    "collective-broadcast": lambda n: 1 / 2,
+}
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
@@ -250,10 +261,8 @@ def _collective(instruction: _Instruction, devices: int) -> Collective | None:
     if size < 2:
         return None
     amount = _bytes(instruction.shape)
-    if started and kind == "all-gather":  # operand and result, which is n times as large
-        amount *= size / (size + 1)
-    elif started and kind == "collective-permute":  # operand and result, which are alike
-        amount /= 2
+    if started:  # what it shows is operand and result
+        amount *= RESULT[kind](size)
     return Collective(kind, SENT[kind](amount, size), 0, members)
 
 
