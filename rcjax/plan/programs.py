@@ -122,7 +122,7 @@ def prepare_setting(
         be made of.
     """
     model = model_of(config)
-    mesh = make_mesh(config.mesh, topology.devices())
+    mesh = mesh_of(config, topology)
     check_settings(config, mesh)
     teacher = teacher_of(config, model) if config.teacher.name == "frozen" else None
     program = make_program(
@@ -135,13 +135,26 @@ def prepare_setting(
         attention=topology.chip.attention if topology.chip else "tiles",
     )
     state = abstract_state(model, program.tx, program.shardings)
-    shapes = jax.eval_shape(program.steps.zeros)
-    places = dict.fromkeys(shapes, NamedSharding(mesh, PartitionSpec())) | {"grads": program.shardings.params}
-    sums = jax.tree.map(_placed, shapes, jax.tree.broadcast(places, shapes))
-    inputs = {"state": state, "sums": sums, "teacher": state.ema}
+    inputs = {"state": state, "sums": jax.eval_shape(program.steps.zeros), "teacher": state.ema}
     if teacher is not None:
         inputs["teacher"] = _teacher_params(config, teacher, mesh)
     return Setting(config, topology, program, inputs)
+
+
+def mesh_of(config: ConfigDict, topology: Topology) -> Mesh:
+    """The configured mesh over the topology's devices.
+
+    Raises:
+      ValueError: the mesh does not divide them, or not along the grid.
+    """
+    try:
+        return make_mesh(config.mesh, topology.devices())
+    except NotImplementedError as error:  # of jax.make_mesh, which splits no dimension of a grid
+        sizes = ", ".join(f"{axis}={size}" for axis, size in config.mesh.items() if size != 1)
+        raise PlanError(
+            f"config.mesh ({sizes}) can not be laid on the grid of {topology.name}: each axis must be the product of "
+            "some of the grid's dimensions"
+        ) from error
 
 
 def model_of(config: ConfigDict) -> LlamaConfig:
@@ -244,7 +257,3 @@ def device_bytes(tree: Any) -> int:
     """Bytes of one device's part of a tree of shapes with shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
-
-
-def _placed(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

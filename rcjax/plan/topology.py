@@ -9,9 +9,12 @@ import dataclasses
 import importlib.util
 import math
 import os
+import re
 import sys
 import tempfile
 from typing import Any
+
+from rcjax.host_devices import FLAG
 
 GIB = 2**30
 NO_TPU_COMPILER = "pip install libtpu==0.0.42.1"
@@ -159,6 +162,7 @@ def prepare(topology: Topology) -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     if topology.platform == "cpu":
         os.environ["JAX_NUM_CPU_DEVICES"] = str(topology.size)
+        os.environ["XLA_FLAGS"] = re.sub(rf"--{FLAG}=\d+", "", os.environ.get("XLA_FLAGS", ""))
     # libtpu would ask the cloud what machine this is, and complain at length that it is none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

@@ -115,6 +115,7 @@ def train(
     # ---- model, optimizer, compiled steps
     program = make_program(config, model_config, mesh, steps_in_all, teacher=teacher.config if teacher else None)
     steps, shardings = program.steps, program.shardings
+    peak = peak_flops(program.loss.compute_dtype)  # outside of the mesh: it measures devices of this process alone
     if executable is not None:
         steps = load_executables(executable, config, program, steps_in_all)
 
@@ -139,7 +140,7 @@ def train(
         profile = Profile(workdir / "profile", profiled_steps(config.profile.steps))
         evaluations = PeriodicEvaluation(evaluate, config.evaluation.every, metrics, workdir)
         evaluations.resume(done or 0, state.params)
-        meter = Meter(model_config, program.loss.teacher, peak_flops(program.loss.compute_dtype))
+        meter = Meter(model_config, program.loss.teacher, peak)
         pending = None  # metrics on the device of a step that may still run
         sums = steps.zeros()
         first = done or 0
