@@ -220,6 +220,11 @@ class Times:
         return sum(dataclasses.astuple(self))
 
     @property
+    def middle(self) -> float:
+        """Between the two: what candidates are compared by, so that what can hide still counts."""
+        return (self.overlapped + self.one_by_one) / 2
+
+    @property
     def binding(self) -> str:
         """What takes longest: ``compute``, ``memory`` or ``wire``."""
         return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
