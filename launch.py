@@ -338,6 +338,7 @@ def inspect() -> None:
 def plan() -> None:
     """What a config needs on chips that are not there."""
     from rcjax.plan import topology as topologies
+    from rcjax.plan.child import supervise
 
     if not TOPOLOGY.value:
         raise UsageError(f"--mode=plan needs --topology=CHIP:GRID, e.g. {topologies.EXAMPLES}")
@@ -348,6 +349,7 @@ def plan() -> None:
         raise UsageError("--mode=plan needs --config=FILE of one run, e.g. --config=configs/ds67b.py")
     topology = topologies.parse(TOPOLOGY.value)
     topologies.prepare(topology)  # before the first use of JAX
+    supervise(topology)
     from rcjax.plan.command import plan
 
     files = [argument.partition("=")[2] for argument in sys.argv if argument.startswith("--config=")]
