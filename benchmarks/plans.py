@@ -41,11 +41,6 @@ PLANS = [
     *(("cl7b", topology, ()) for topology in ("v5e:4x4", "h100:8")),
     *(("qwen25coder7b", topology, ()) for topology in ("v6e:4x4", "h100:8")),
     *(("cl34b", topology, ()) for topology in ("h100:64", "v5p:4x4x4")),
-    ("ds67b", "v6e:4x4", ()),
-    ("ds13b", "v5e:4x4", ()),
-    ("cl7b", "v5p:2x2x4", ()),
-    ("qwen25coder7b", "v5p:2x2x4", ()),
-    ("ds33b", "v5p:2x4x4", ()),
 ]
 
 
@@ -116,16 +111,16 @@ def line(found: dict[str, Any]) -> str:
         f"{found['activation_bytes'] / gib:.2f}",
         f"{found['peak_bytes'] / gib:.2f} of {hbm / gib:.2f}",
         f"{found['peak_bytes'] / hbm:.0%}" if found["fits"] else "**does not fit**",
-        f"{sum(found['sent_bytes_per_microbatch'].values()) / gib:.1f}",
+        f"{sum(found['sent_bytes_per_microbatch'].values()) / gib:.3g}",
     ]
     if found["refused"]:
         cells += [""] * 4
     else:
         cells += [
-            f"{found['step_seconds']:,.1f} to {found['step_seconds_one_by_one']:,.1f}",
+            f"{found['step_seconds']:.3g} to {found['step_seconds_one_by_one']:.3g}",
             found["binding"],
             f"{found['utilisation']:.0%} to {found['utilisation_one_by_one']:.0%}",
-            f"{found['chip_hours_per_100k_examples']:,.1f}",
+            f"{found['chip_hours_per_100k_examples']:.3g}",
         ]
     cells.append(found["effort"])
     return "| " + " | ".join(cells) + " |"

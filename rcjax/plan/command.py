@@ -17,7 +17,7 @@ from rcjax.plan.programs import (
     compile_zeros,
     prepare_setting,
 )
-from rcjax.plan.search import Found, search
+from rcjax.plan.search import ROOM, Found, search
 from rcjax.plan.topology import Topology
 from rcjax.progress import say
 from rcjax.train import executables
@@ -200,12 +200,12 @@ def search_text(found: list[Found], name: str) -> str:
     """The table of a search, and the flags of its winner."""
     lines = [f"{name}: what was compiled, best first", "", Found.HEADER]
     tried = [one for one in found if one.plan is not None]
-    tried.sort(key=lambda one: (not one.plan.fits, one.seconds_a_token if one.plan.fits else 0.0))
+    tried.sort(key=lambda one: (not one.fits, one.seconds_a_token if one.fits else 0.0))
     lines += [one.line() for one in tried]
     pruned = len(found) - len(tried)
     lines += ["", f"{pruned} more were not compiled: they can not fit, or can not be quicker than the best."]
-    if not tried or not tried[0].plan.fits:
-        lines.append("does not fit: nothing that was tried does; take more or larger chips")
+    if not tried or not tried[0].fits:
+        lines.append(f"does not fit: nothing does, with {1 - ROOM:.0%} of memory left over; take more or larger chips")
         return "\n".join(lines)
     best = tried[0].plan
     return "\n".join(

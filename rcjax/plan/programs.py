@@ -115,7 +115,8 @@ def prepare_setting(
 
     Args:
       total_steps: optimizer steps.
-      own: the program is to be this machine's own, as a run here makes it, and not what accelerators would run.
+      own: of ``cpu`` topologies, the program is to be what a run on a CPU makes, and not what accelerators would run:
+        there layers stand in a row, here in a scan.
 
     Raises:
       ValueError: names the field: a shape that is not stated, a mesh that does not divide, a setting that nothing can
@@ -131,7 +132,7 @@ def prepare_setting(
         mesh,
         total_steps,
         teacher=teacher,
-        scan_layers=None if own else True,
+        scan_layers=None if own and topology.platform == "cpu" else True,
         attention=topology.chip.attention if topology.chip else "tiles",
     )
     state = abstract_state(model, program.tx, program.shardings)

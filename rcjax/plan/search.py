@@ -18,6 +18,8 @@ from rcjax.plan.topology import HOST_GPUS, Topology
 ROWS = (1, 2, 4, 8)
 REMATS = ("none", "dots", "full")  # not `offload`: nothing is known of the time that transfers to the host take
 TENSOR = (1, 2, 4, 8)
+# Of a device's memory, what a winner may take: it is compiled fast, and a run has buffers besides.
+ROOM = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Found:
     )
 
     @property
+    def fits(self) -> bool:
+        """Whether it was compiled and leaves room."""
+        return self.plan is not None and self.plan.fits and self.plan.share <= ROOM
+
+    @property
     def seconds_a_token(self) -> float:
         """Estimated: half-way between all that overlaps and nothing that does."""
         plan = self.plan
@@ -72,7 +79,7 @@ class Found:
         """Its line of the table."""
         mesh = " ".join(f"{axis}={size}" for axis, size in self.candidate.mesh if size > 1) or "one device"
         plan, start = self.plan, f"{self.candidate.rows:>4} {self.candidate.remat:<6} {mesh:<32}"
-        start += f"{size(plan.memory.peak):>11} {'yes' if plan.fits else 'no':<5}"
+        start += f"{size(plan.memory.peak):>11} {'yes' if self.fits else 'no':<5}"
         if plan.accumulate.refused:
             return start
         figures = f"{self.seconds_a_token * 1e6:>11.2f} {plan.microbatch.binding:<8}"
@@ -94,13 +101,13 @@ def search(config: ConfigDict, topology: Topology, on_try: Callable[[Found], Non
     found: list[Found] = []
     best = float("inf")
     for one, setting in sorted(_bounded(config, topology), key=lambda pair: _order(pair[0])):
-        if one.least_memory > topology.chip.hbm or one.least_seconds >= best:
+        if one.least_memory > ROOM * topology.chip.hbm or one.least_seconds >= best:
             found.append(one)
             continue
         one = dataclasses.replace(one, plan=make_plan(setting))
         found.append(one)
         on_try(one)
-        if one.plan.fits:
+        if one.fits:
             best = min(best, one.seconds_a_token)
     return found
 

@@ -253,7 +253,13 @@ def test_an_absent_compiler_is_named_with_its_mend():
 def test_a_tpu_that_is_not_there(tmp_path):
     """The verdict, an estimate that is consistent with itself, and programs that can be stored."""
     shape = {"model.hidden_size": 256, "model.intermediate_size": 512, "model.head_dim": 128, "data.max_length": 257}
-    shape |= {"packing.row_length": 512, "train.compute_dtype": "bfloat16", "mesh.data": 1, "mesh.fsdp": -1}
+    shape |= {
+        "packing.cuts": 1,
+        "packing.row_length": 512,
+        "train.compute_dtype": "bfloat16",
+        "mesh.data": 1,
+        "mesh.fsdp": -1,
+    }
     output, stored = tmp_path / "plan.json", tmp_path / "programs"
     flags = ("--topology=v5e:2x4", f"--output={output}", f"--save={stored}")
     done = launch(*flags, **shape, **{"train.steps": 3})
