@@ -26,6 +26,11 @@ Modes (--mode=NAME):
              the data may be gzipped. Prints pass@1 of base and plus tests (pass@k where there are several samples) and
              writes DIR/results.json. --allow_partial takes samples of a part of the tasks. Benchmarks: humaneval,
              humaneval+, mbpp, mbpp+; those without + need no --data where there is a network.
+  plan       what training a config needs, on chips that need not be there: --topology=v5p:4x4x4 (v4, v5e, v5p, v6e:AxB;
+             h100:N; cpu:N) compiles the real step with their compiler and prints, for each device, memory against what
+             there is, bytes sent, FLOPs, an estimate of time, and whether it fits (docs/plans.md). --effort=fast in a
+             tenth of the time, --search for the quickest rows x remat x mesh that fits, --output=FILE for the figures
+             as JSON. --save=DIR keeps the compiled programs, which --mode=train --executable=DIR runs.
   inspect    what a checkpoint is, --model=DIR_OR_HUB_ID: family, parameters, memory, vocabulary, rope, the config that
              fits, and what would be refused.
 
@@ -60,7 +65,7 @@ from rcjax.host_devices import one_device_per_core
 from rcjax.host_memory import ask_for_huge_pages
 
 _BASE_CONFIG = str(Path(__file__).resolve().parent / "configs" / "base.py")
-MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "score", "inspect")
+MODES = ("pipeline", "train", "evaluate", "export", "generate", "ablate", "score", "plan", "inspect")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config file, e.g. configs/tiny.py; fields are overridden by --config.FIELD=VALUE."
@@ -70,7 +75,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: data, toke
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Directory that --mode=export writes (it must not exist yet), or --mode=evaluate and score their results.",
+    "Directory that --mode=export writes (it must not exist yet), or --mode=evaluate and score their results; file of "
+    "the figures of --mode=plan.",
 )
 STEP = flags.DEFINE_integer(
     "step", None, "Optimizer steps of the checkpoint that --mode=export takes; default: the newest."
@@ -144,12 +150,21 @@ JOIN_TIMEOUT = flags.DEFINE_float(
 
 ROWS = flags.DEFINE_list("rows", ["paper"], "Groups of rows and rows that --mode=ablate runs; see the config file.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each row of --mode=ablate.", lower_bound=1)
+TOPOLOGY = flags.DEFINE_string("topology", None, "Chips that --mode=plan plans for, e.g. v5e:4x4, v5p:4x4x4, h100:8.")
+EFFORT = flags.DEFINE_enum(
+    "effort", "full", ("full", "fast"), "How well --mode=plan compiles; full is what a run does."
+)
+SEARCH = flags.DEFINE_bool("search", False, "Let --mode=plan look for the quickest rows, remat and mesh that fit.")
+SAVE = flags.DEFINE_string("save", None, "Directory for the programs that --mode=plan compiles; must not exist yet.")
+EXECUTABLE = flags.DEFINE_string("executable", None, "Directory of compiled programs, from --save, that training runs.")
 
 SEVERAL = (DISTRIBUTED, COORDINATOR, NUM_PROCESSES, PROCESS_ID, JOIN_TIMEOUT)
 # Flags that go with some modes alone.
 MODES_OF_FLAGS = (
     ((STEP, WEIGHTS, DTYPE, MAX_SHARD_SIZE), ("export",)),
-    ((OUTPUT,), ("export", "evaluate", "score")),
+    ((OUTPUT,), ("export", "evaluate", "score", "plan")),
+    ((TOPOLOGY, EFFORT, SEARCH, SAVE), ("plan",)),
+    ((EXECUTABLE,), ("train", "pipeline")),
     ((ROWS, SEEDS), ("ablate",)),
     ((MAX_NEW_TOKENS, TEMPERATURE, TOP_P, TOP_K, SEED, NUM_SAMPLES), ("generate", "evaluate")),
     ((BENCHMARKS, ROUNDS, COMPARE, PROMPT_FORMAT, BATCH_SIZE), ("evaluate",)),
@@ -180,6 +195,8 @@ def main(argv: list[str]) -> None:
             score()
         elif MODE.value == "inspect":
             inspect()
+        elif MODE.value == "plan":
+            plan()
         elif MODE.value == "evaluate" and on_benchmarks():
             evaluate_on_benchmarks()
         else:
@@ -277,7 +294,7 @@ def run_in_workdir(config) -> None:
     from rcjax.pipeline import Pipeline, open_shared_workdir
     from rcjax.progress import say
 
-    pipeline = Pipeline(config, open_shared_workdir(WORKDIR.value, config))
+    pipeline = Pipeline(config, open_shared_workdir(WORKDIR.value, config), executable=EXECUTABLE.value)
     if MODE.value == "pipeline":
         results = pipeline.run()
         low, high = results["interval"]
@@ -384,6 +401,35 @@ def inspect() -> None:
 
     directory = model_directory(MODEL.value, weights=False)
     print(inspect_model(directory, shipped_configs(Path(__file__).resolve().parent / "configs")))
+
+
+def plan() -> None:
+    """What a config needs on chips that are not there."""
+    from rcjax.plan import topology as topologies
+    from rcjax.plan.child import supervise
+
+    if not TOPOLOGY.value:
+        raise UsageError(f"--mode=plan needs --topology=CHIP:GRID, e.g. {topologies.EXAMPLES}")
+    if SEARCH.value and SAVE.value:
+        raise UsageError("--search saves nothing; give the flags that it prints, and --save, in a second call")
+    config = CONFIG.value or (stored_config(WORKDIR.value) if WORKDIR.value else None)
+    if config is None or "rows" in config:
+        raise UsageError("--mode=plan needs --config=FILE of one run, e.g. --config=configs/ds67b.py")
+    topology = topologies.parse(TOPOLOGY.value)
+    topologies.prepare(topology)  # before the first use of JAX
+    supervise(topology)
+    from rcjax.plan.command import plan
+
+    files = [argument.partition("=")[2] for argument in sys.argv if argument.startswith("--config=")]
+    plan(
+        config,
+        files[-1] if files else WORKDIR.value,
+        topology,
+        effort=EFFORT.value,
+        searched=SEARCH.value,
+        directory=SAVE.value,
+        output=OUTPUT.value,
+    )
 
 
 def generate() -> None:

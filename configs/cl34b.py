@@ -5,9 +5,9 @@
 DIR is a dataset directory (docs/data.md). The published scores come from code instructions once and the traces of
 ReflectionSeq-GPT and ReflectionSeq-DS twice an epoch; without DIR the run trains on problems that it makes itself.
 
-Needs 36.3 of the 95 GiB of each of 32 TPU v5p chips: float32 weights, gradients and AdamW moments split over all of
-them, and the activations of one row of 8,192 slots each (python -m benchmarks.memory_per_device configs/cl34b.py
---topology=v5p:2x4x4).
+Needs 21.0 of the 79.1 GiB of each of 64 H100: float32 weights, gradients and AdamW moments split over all of them, and
+the activations of one row of 8,192 slots each (python launch.py --config=configs/cl34b.py --mode=plan
+--topology=h100:64 --effort=fast); docs/plans.md has more, and times.
 
 Expect pass@1, greedy: HumanEval 70.7, HumanEval+ 66.5, MBPP 68.4, MBPP+ 56.6. So the authors' repository
 (github.com/SenseLLM/ReflectionCoder, of arXiv 2405.17057) reports ReflectionCoder-CL-34B; it has not been trained again

@@ -5,9 +5,9 @@
 DIR is a dataset directory (docs/data.md). The published scores come from code instructions once and the traces of
 ReflectionSeq-GPT and ReflectionSeq-DS twice an epoch; without DIR the run trains on problems that it makes itself.
 
-Needs 14.5 of the 95 GiB of each of 16 TPU v5p chips: float32 weights, gradients and AdamW moments split over all of
-them, and the activations of one row of 8,192 slots each (python -m benchmarks.memory_per_device configs/cl7b.py
---topology=v5p:2x2x4).
+Needs 12.0 of the 15.75 GiB of each of 16 TPU v5e chips: float32 weights, gradients and AdamW moments split over all of
+them, and the activations of one row of 8,192 slots each (python launch.py --config=configs/cl7b.py --mode=plan
+--topology=v5e:4x4 --effort=fast); docs/plans.md has more, and times.
 
 Expect pass@1, greedy: HumanEval 75.0, HumanEval+ 68.9, MBPP 72.2, MBPP+ 61.4. So ReflectionCoder-CL-7B is reported
 (arXiv 2405.17057); it has not been trained again here.

@@ -4,9 +4,9 @@
 
 DIR is a dataset directory (docs/data.md); without it the run trains on problems that it makes itself.
 
-Needs 5.9 of the 15.75 GiB of each of 8 TPU v5e chips: float32 weights, gradients and AdamW moments split over all of
-them, and the activations of one row of 8,192 slots each (python -m benchmarks.memory_per_device configs/ds13b.py
---topology=v5e:2x4).
+Needs 4.9 of the 15.75 GiB of each of 8 TPU v5e chips: float32 weights, gradients and AdamW moments split over all of
+them, and the activations of one row of 8,192 slots each (python launch.py --config=configs/ds13b.py --mode=plan
+--topology=v5e:2x4 --effort=fast); docs/plans.md has more, and times.
 
 Expect no particular score: none is published for the method (arXiv 2405.17057) on a model of this size.
 """

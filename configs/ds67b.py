@@ -5,10 +5,10 @@
 DIR is a dataset directory (docs/data.md). The published scores come from code instructions once and the traces of
 ReflectionSeq-GPT and ReflectionSeq-DS twice an epoch; without DIR the run trains on problems that it makes itself.
 
-Needs 14.5 of the 95 GiB of each of 16 TPU v5p chips: float32 weights, gradients and AdamW moments split over all of
-them, and the activations of one row of 8,192 slots each (python -m benchmarks.memory_per_device configs/ds67b.py
---topology=v5p:2x2x4).
-64 TPU v5e chips (v5e:8x8) need 8.2 of 15.75 GiB.
+Needs 12.9 of the 15.75 GiB of each of 16 TPU v5e chips: float32 weights, gradients and AdamW moments split over all of
+them, and the activations of one row of 8,192 slots each, which holds both views of an example of 4,096 tokens (python
+launch.py --config=configs/ds67b.py --mode=plan --topology=v5e:4x4). 8 H100 need 20.6 of 79.1 GiB each (the same with
+--topology=h100:8 --effort=fast); docs/plans.md has more, and times.
 
 Expect pass@1, greedy: HumanEval 80.5, HumanEval+ 74.4, MBPP 81.5, MBPP+ 69.6. So ReflectionCoder-DS-6.7B is reported
 (arXiv 2405.17057); it has not been trained again here.

@@ -4,9 +4,9 @@
 
 DIR is a dataset directory (docs/data.md); without it the run trains on problems that it makes itself.
 
-Needs 17.8 of the 95 GiB of each of 16 TPU v5p chips: float32 weights, gradients and AdamW moments split over all of
-them, and the activations of one row of 8,192 slots each (python -m benchmarks.memory_per_device
-configs/qwen25coder7b.py --topology=v5p:2x2x4).
+Needs 14.2 of the 31.25 GiB of each of 16 TPU v6e chips: float32 weights, gradients and AdamW moments split over all of
+them, and the activations of one row of 8,192 slots each (python launch.py --config=configs/qwen25coder7b.py
+--mode=plan --topology=v6e:4x4 --effort=fast); docs/plans.md has more, and times.
 
 Expect no particular score: none is published for the method (arXiv 2405.17057) on this model, which is younger.
 """

@@ -233,6 +233,12 @@ def widths(used: Sequence[int], row_length: int, rows_per_microbatch: int, cuts:
     return [min(row_length, -(-length // part) * part) for length in longest]
 
 
+def part_widths(row_length: int, cuts: int = 4) -> list[int]:
+    """Every width that ``widths`` may give a microbatch that holds something, the widest first."""
+    part = _part(row_length, cuts)
+    return [min(row_length, count * part) for count in range(-(-row_length // part), 0, -1)]
+
+
 def _part(row_length: int, cuts: int) -> int:
     return -(-row_length // cuts)
 

@@ -55,8 +55,8 @@ class Pipeline:
     programs; the others wait for it.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Workdir):
-        self.config, self.workdir = config, workdir
+    def __init__(self, config: ConfigDict, workdir: Workdir, *, executable: str | None = None):
+        self.config, self.workdir, self.executable = config, workdir, executable
 
     def run(self) -> dict[str, Any]:
         """All stages; returns what ``results.json`` holds."""
@@ -241,6 +241,7 @@ class Pipeline:
                 data.repeats,
                 load=self._load,
                 teacher=self.teacher,
+                executable=self.executable,
                 evaluate=self._evaluate_beside if self.config.evaluation.get("every", 0) else None,
             )
             stage.did_something = run.steps_done > 0

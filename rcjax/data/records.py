@@ -48,13 +48,8 @@ def read_split(path: str | Path, split: str) -> list[dict[str, Any]]:
       DatasetError: unreadable metadata, or fewer records than the metadata promises.
       rcjax.data.tfrecord.RecordError: a truncated or damaged record file (named, with the offset).
     """
-    import tensorflow_datasets as tfds  # late: 0.8 s
-
     directory = dataset_directory(path)
-    try:
-        builder = tfds.builder_from_directory(str(directory))
-    except (ValueError, KeyError, OSError) as error:
-        raise DatasetError(f"metadata in {directory} can not be read ({error}); build the dataset again") from error
+    builder = _builder(directory)
     if split not in builder.info.splits:
         return []
     info = builder.info.splits[split]
@@ -69,6 +64,24 @@ def read_split(path: str | Path, split: str) -> list[dict[str, Any]]:
             "build the dataset again"
         )
     return records
+
+
+def count_examples(path: str | Path) -> dict[str, int]:
+    """Records of each split, as the metadata say; nothing else is read.
+
+    Raises:
+      DatasetError: unreadable metadata.
+    """
+    return {name: split.num_examples for name, split in _builder(dataset_directory(path)).info.splits.items()}
+
+
+def _builder(directory: Path) -> Any:
+    import tensorflow_datasets as tfds  # late: 0.8 s
+
+    try:
+        return tfds.builder_from_directory(str(directory))
+    except (ValueError, KeyError, OSError) as error:
+        raise DatasetError(f"metadata in {directory} can not be read ({error}); build the dataset again") from error
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:

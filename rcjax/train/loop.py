@@ -26,6 +26,7 @@ from rcjax.progress import progress, say
 from rcjax.sharding import place, row_shards
 from rcjax.train.divergence import check_copies
 from rcjax.train.evaluation import Evaluate, PeriodicEvaluation
+from rcjax.train.executables import load as load_executables
 from rcjax.train.goodput import CHECKPOINT, EVALUATION, INPUT, Goodput
 from rcjax.train.guards import Guards, watchdog
 from rcjax.train.meter import Meter
@@ -79,6 +80,7 @@ def train(
     load: Callable[[dict], dict] | None = None,
     teacher: Teacher | None = None,
     evaluate: Evaluate | None = None,
+    executable: str | None = None,
 ) -> TrainingRun:
     """Trains to the last step, from the newest checkpoint in ``workdir`` if there is one.
 
@@ -90,6 +92,7 @@ def train(
       load: reads the parameters to start from, given the sharding of each; None draws fresh ones.
       teacher: another network that teaches, for ``config.teacher.name`` ``frozen``.
       evaluate: finds figures of parameters beside the steps, every ``config.evaluation.every`` of them.
+      executable: directory of compiled programs to run (``rcjax.train.executables``); None compiles.
     """
     # ---- what to train on, on what, and how long
     check_settings(config)
@@ -121,6 +124,9 @@ def train(
 
     # ---- model, optimizer, compiled steps
     program = make_program(config, model_config, mesh, steps_in_all, teacher=teacher.config if teacher else None)
+    if executable is not None:
+        steps = load_executables(executable, config, program, steps_in_all)
+        program = dataclasses.replace(program, steps=steps)
 
     run = _Run(config, workdir, title, steps_in_all, program, source, batches, load, teacher, evaluate)
     with jax.set_mesh(mesh):
