@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcjax.sharding import RULES, on_each_device
+from rcjax.sharding import RULES, on_each_device, parts_of
 
 Labels = Mapping[str, jax.Array]
 
@@ -194,7 +194,7 @@ def vocabulary_loss(
         chunk,
         spread,
         parts > 1 and head.shape[1] % parts == 0,
-        next((axis for axis in ("scattered", "embed") if spread and _divided(head.shape[0], axis)), None),
+        next((axis for axis in ("scattered", "embed") if spread and head.shape[0] % parts_of(axis) == 0), None),
     )
     labels = {name: labels[name] for names in (SINGLE, PAIR) for name in names}
     with jax.named_scope("vocabulary_loss"):
@@ -275,11 +275,6 @@ def _totals_and_gradients(settings: _Settings, hidden, head, teacher, teacher_he
         if settings.split:
             d_hidden = jax.lax.psum(d_hidden, VOCAB)
     return *totals, d_hidden.astype(hidden.dtype), d_head.astype(head.dtype)
-
-
-def _divided(size: int, logical_axis: str) -> bool:
-    mesh = jax.sharding.get_abstract_mesh()
-    return size % math.prod(mesh.shape[axis] for axis in RULES[logical_axis]) == 0
 
 
 def _zeros(hidden: jax.Array, count: int) -> tuple[jax.Array, ...]:

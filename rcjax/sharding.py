@@ -280,6 +280,12 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
 
 
+def parts_of(logical_axis: str) -> int:
+    """In how many parts a dimension of this name is computed on the current mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[logical_axis])
+
+
 def on_each_device(function: Callable, in_axes: tuple, out_axes: tuple) -> Callable:
     """``function`` on each device's own parts of its arguments; outside of a mesh, or on one device, as it is.
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from rcjax import model as llama
 from rcjax.checkpoint import Checkpoints
-from rcjax.layout import PRESETS
-from tests.layouts import CASES, DEVICES, LLAMA, OWN, ROW, collectives, on_host, run_of, shapes_sent
+from rcjax.layout import PRESETS, mesh_of
+from rcjax.model.llama import Embedding
+from rcjax.sharding import constrain, named, partition_spec
+from tests.layouts import CASES, DEVICES, LLAMA, OWN, collectives, config_of, on_host, run_of, shapes_sent
 
 pytestmark = pytest.mark.skipif(
     len(jax.devices()) < DEVICES, reason="needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8"
@@ -50,11 +53,24 @@ def test_zero1_gathers_no_parameter_for_a_microbatch_and_each_once_an_update():
     assert sorted(gathered) == sorted(leaf.shape for leaf in jax.tree.leaves(llama.abstract_params(LLAMA)))
 
 
-def test_no_device_gets_the_embedded_rows_of_all():
-    run = run_of(OWN, "hybrid")
-    gathered = shapes_sent(run.texts["accumulate"], "all-gather")
-    assert (DEVICES, ROW, LLAMA.hidden_size) not in gathered
-    assert max(map(math.prod, gathered)) == max(leaf.size for leaf in jax.tree.leaves(llama.abstract_params(LLAMA)))
+def test_no_device_gets_the_embedded_rows_of_all_groups():
+    """Where a group has fewer slots than the table has rows; else it is the table that is gathered."""
+    model, slots = dataclasses.replace(LLAMA, vocab_size=2048, hidden_size=32), 64
+    mesh = mesh_of(config_of("hybrid"))
+    kinds = dict(dtype=np.float32, param_dtype=np.float32)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Embedding(model, rngs=nnx.Rngs(params=0), **kinds)))
+
+    def loss(table, tokens):
+        embed = nnx.merge(graph, nnx.State({"embedding": nnx.Param(table)}))
+        return (constrain(embed(tokens), "batch", None, None) ** 2).sum()
+
+    place, rows = (named(mesh, partition_spec(axes)) for axes in (("vocab", "embed"), ("batch",)))
+    table = jax.ShapeDtypeStruct((2048, 32), np.float32, sharding=place)
+    tokens = jax.ShapeDtypeStruct((DEVICES, slots), np.int32, sharding=rows)
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss), out_shardings=place).lower(table, tokens).compile().as_text()
+    assert (DEVICES, slots, 32) not in shapes_sent(text, "all-gather")
+    assert shapes_sent(text, "all-to-all")
 
 
 def test_zero1_keeps_every_parameter_on_each_device_and_an_eighth_of_the_rest():

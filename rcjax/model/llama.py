@@ -26,7 +26,7 @@ from rcjax.model.attention import PATHS, Attention, default_path
 from rcjax.model.config import LlamaConfig, ModelConfigError
 from rcjax.model.layers import INIT_STDDEV, MLP, Projection, RMSNorm, rms_norm
 from rcjax.model.rope import rotation
-from rcjax.sharding import LAYERS, constrain
+from rcjax.sharding import LAYERS, constrain, parts_of
 
 Params = dict[str, Any]
 
@@ -53,10 +53,13 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, S] -> [B, S, D]."""
-        # Looked up where the columns lie; each group of fsdp then exchanges columns for rows. The compiler, left to
-        # itself, gives every device all rows of all groups in between.
-        columns = constrain(jnp.take(self.embedding[...], tokens, axis=0), "groups", None, "embed")
-        return columns.astype(self.dtype)
+        rows = jnp.take(self.embedding[...], tokens, axis=0)
+        if tokens.size < self.embedding.shape[0] * parts_of("groups"):
+            # With fewer slots in a group of fsdp than the table has rows it is not the table that is gathered. Columns
+            # are looked up where they lie, and exchanged for rows inside of the group. The compiler, left to itself,
+            # gives every device all rows of all groups in between.
+            rows = constrain(rows, "groups", None, "embed")
+        return rows.astype(self.dtype)
 
 
 class Layer(nnx.Module):
