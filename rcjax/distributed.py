@@ -156,11 +156,9 @@ def join(place: Place, facts: Mapping[str, Any], timeout: float = JOIN_SECONDS) 
     counts = exchange(jax.local_device_count())
     if len(set(counts)) > 1:
         other = next(index for index, count in enumerate(counts) if count != counts[0])
-        raise everywhere(
-            RollCallError(
-                f"process {other} ({hosts[other]}) has {counts[other]} devices and process 0 ({hosts[0]}) {counts[0]}; "
-                "give each process as many (on CPU with JAX_NUM_CPU_DEVICES)"
-            )
+        raise RollCallError(
+            f"process {other} ({hosts[other]}) has {counts[other]} devices and process 0 ({hosts[0]}) {counts[0]}; "
+            "give each process as many (on CPU with JAX_NUM_CPU_DEVICES)"
         )
 
 
@@ -193,7 +191,8 @@ def _fail(error: BaseException) -> NoReturn:
     code = 2 if user else 130 if isinstance(error, KeyboardInterrupt) else 1
     if user and not leads():
         time.sleep(0.5)  # what fails on all alike is for process 0 to say
-    if leads() if getattr(error, "rcjax_everywhere", False) else _claim(code):
+    alike = getattr(error, "rcjax_everywhere", False)
+    if (alike and leads()) or (not alike and _claim(code)):
         who = "" if leads() else f"process {_jax.global_state.process_id}: "
         if _lost_peer(error):
             print(
