@@ -63,9 +63,9 @@ def peak_flops(dtype) -> float:
 
 
 @functools.lru_cache
-def _measured_flops(dtype: str, rounds: int = 5) -> float:
-    """Of this process's devices, the best of some rounds."""
-    work, operations = products(dtype)
+def _measured_flops(dtype: str, rounds: int = 3) -> float:
+    """Of this process's devices, the best of some rounds; of products so small that a start does not wait for it."""
+    work, operations = products(dtype, 1024)
     work()
     seconds = []
     for _ in range(rounds):
