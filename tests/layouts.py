@@ -146,7 +146,7 @@ def first_state(model: LlamaConfig, average: Average | None) -> TrainState:
     params = drawn(model, 3)
     tx, _ = make_optimizer(config_of("").optimizer, 4)
     opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(tx.init, params))
-    return TrainState(np.int32(0), params, opt_state, params if average else None)
+    return TrainState(np.int32(0), np.int32(0), params, opt_state, params if average else None)
 
 
 @functools.cache
