@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests import launcher
 from tests.conftest import QUICK_TO_COMPILE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,17 @@ def start(commands: list[list[str]], environments: list[dict[str, str]]) -> list
         subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for command, own in zip(commands, environments, strict=True)
     ]
+
+
+def launched(processes: list[launcher.Launched], timeout: float = TIMEOUT) -> list[tuple[int, str, str]]:
+    """The same of processes of ``launch.py`` that ``launcher.start`` has started."""
+    try:
+        deadline = time.monotonic() + timeout
+        codes = [process.wait(max(1, deadline - time.monotonic())) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(code, *process.said()) for code, process in zip(codes, processes, strict=True)]
 
 
 def ended(processes: list[subprocess.Popen], timeout: float = TIMEOUT) -> list[tuple[int, str, str]]:

@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from tests.processes import ended, environment, free_port, places, start
+from tests import launcher
+from tests.processes import ended, environment, free_port, launched, places, start
 from tests.train.several_worker import STEPS, small_training
 
 DEVICES = 8  # of all processes together
@@ -91,18 +92,16 @@ SMALL = [
 
 def launch(workdirs, kind="flags", fields=(), mode="train", join=60, count=2, only=None, everyone=()):
     """Starts ``launch.py`` in each process of a run; ``fields``: what the last process has besides."""
-    commands, environments = [], []
-    for index, (flags, variables) in enumerate(places(kind, count)):
+    processes = []
+    for index, (flags, variables) in list(enumerate(places(kind, count)))[:only]:
         own = fields if index == count - 1 else ()
-        commands.append(
-            [
-                *(sys.executable, "launch.py", "--config=configs/tiny.py", f"--mode={mode}"),
-                *(f"--config.{field}" for field in (*SMALL, *everyone, *own)),
-                *(f"--workdir={workdirs[index]}", f"--join_timeout={join}", *flags),
-            ]
-        )
-        environments.append(environment(1) | variables)
-    return start(commands[:only], environments[:only])
+        arguments = [
+            *("--config=configs/tiny.py", f"--mode={mode}"),
+            *(f"--config.{field}" for field in (*SMALL, *everyone, *own)),
+            *(f"--workdir={workdirs[index]}", f"--join_timeout={join}", *flags),
+        ]
+        processes.append(launcher.start(arguments, environment(1) | variables))
+    return processes
 
 
 def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(tmp_path):
@@ -116,7 +115,7 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(tmp_path):
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    (code, said, errors), (other, nothing, _) = ended(processes, 60)
+    (code, said, errors), (other, nothing, _) = launched(processes, 60)
     assert time.monotonic() - killed < 30
     assert (code, other) == (1, -signal.SIGKILL), errors[-2000:]
     assert said.count("build data: done") == 1
@@ -125,7 +124,7 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(tmp_path):
     assert "Traceback" not in errors
 
     before = rows(workdir)
-    results = ended(launch([workdir] * 2, "ompi", mode="pipeline"))
+    results = launched(launch([workdir] * 2, "ompi", mode="pipeline"))
     assert [code for code, *_ in results] == [0, 0], [text[-3000:] for _, *text in results]
     assert results[1][1] == ""
     assert "build data: already in" in results[0][1]
@@ -147,7 +146,7 @@ def test_one_process_is_told_to_stop_and_all_save_and_end_with_the_code_that_say
             break
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGTERM)
-    results = ended(processes, 60)
+    results = launched(processes, 60)
     assert [code for code, *_ in results] == [75, 75], results
     step = int(re.search(r"told to stop: saved behind step (\d+) of 300", results[0][2])[1])
     assert [row["step"] for row in rows(workdir)] == list(range(1, step + 1))
@@ -157,7 +156,7 @@ def test_one_process_is_told_to_stop_and_all_save_and_end_with_the_code_that_say
 
 
 def test_configs_that_differ_are_refused_by_every_process(tmp_path):
-    results = ended(launch([tmp_path / "run"] * 2, fields=["optimizer.learning_rate=0.5"]))
+    results = launched(launch([tmp_path / "run"] * 2, fields=["optimizer.learning_rate=0.5"]))
     for code, said, errors in results:
         assert (code, said) == (2, "")
         assert re.search(
@@ -169,7 +168,7 @@ def test_configs_that_differ_are_refused_by_every_process(tmp_path):
 
 
 def test_a_workdir_that_is_not_shared_is_refused_once(tmp_path):
-    results = ended(launch([tmp_path / "run", tmp_path / "other"]))
+    results = launched(launch([tmp_path / "run", tmp_path / "other"]))
     assert [(code, said) for code, said, _ in results] == [(2, "")] * 2, results
     assert results[0][2].count(f"process 1: workdir {tmp_path}/other is another directory here (") == 1
     assert "workdir" not in results[1][2]
@@ -177,7 +176,7 @@ def test_a_workdir_that_is_not_shared_is_refused_once(tmp_path):
 
 
 def test_a_process_that_never_joins_is_named(tmp_path):
-    ((code, said, errors),) = ended(launch([tmp_path / "run"] * 2, join=1, only=1))
+    ((code, said, errors),) = launched(launch([tmp_path / "run"] * 2, join=1, only=1))
     assert (code, said) == (2, "")
     assert "process 1 did not join within 1 s" in errors
     assert "Traceback" not in errors
