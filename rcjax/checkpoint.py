@@ -87,8 +87,9 @@ class Checkpoints:
             enable_async_checkpointing=True,
             read_only=self._read_only,
         )
-        # Compression takes the processor's time for a tenth of the size: weights are noise to it.
-        state = ocp.PyTreeCheckpointHandler(use_compression=False)
+        # Compression takes the processor's time for a tenth of the size: weights are noise to it. OCDBT, which puts
+        # tensors together in few files, writes and reads more slowly (benchmarks/checkpoint.py).
+        state = ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=False)
         handlers = {"state": state, "data": ocp.JsonCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
@@ -243,7 +244,7 @@ class Checkpoints:
         """A checkpoint that can not be read, as one sentence."""
         try:
             yield
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except Exception as error:  # of orbax and tensorstore, of many kinds
             raise ValueError(
                 f"checkpoint {self.directory / str(step)} can not be restored ({str(error).splitlines()[0][:200]}); "
                 "delete it to go on from an earlier one"
@@ -262,14 +263,18 @@ def _say_failures_once() -> None:
     """Leaves it to the sentences of this module to tell of failures.
 
     orbax logs the traceback of each tensor that could not be written or read, and tensorstore then reports to event
-    loops that are closed, a traceback for each of these too: hundreds of lines in which the sentence is lost.
+    loops that are closed, a traceback for each of these too: hundreds of lines in which the sentence is lost. At every
+    save orbax warns besides that there is no OCDBT, which is as it should be.
     """
-    absl.logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    absl.logging.get_absl_logger().addFilter(
+        lambda record: not ("orbax" in record.pathname and (record.exc_info or "OCDBT" in record.getMessage()))
+    )
     hook = sys.unraisablehook
 
-    def without_closed_loops(unraisable: Any) -> None:
+    def without_theirs(unraisable: Any) -> None:
         traceback = unraisable.exc_traceback
-        if traceback is None or traceback.tb_frame.f_code.co_name != "call_soon_threadsafe":
+        code = traceback.tb_frame.f_code if traceback is not None else None
+        if code is None or not (code.co_name == "call_soon_threadsafe" or "orbax" in code.co_filename):
             hook(unraisable)
 
-    sys.unraisablehook = without_closed_loops
+    sys.unraisablehook = without_theirs
