@@ -17,7 +17,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-BENCHMARKS := curriculum_cost step profile loss tunix utilisation startup import_memory export_memory sandbox_throughput evalplus endpoint_throughput decode decode_layouts processes
+BENCHMARKS := curriculum_cost step profile loss tunix utilisation startup import_memory export_memory sandbox_throughput evalplus endpoint_throughput decode decode_layouts processes checkpoint
 
 bench: $(VENV)/.installed-bench  ## every benchmark, then docs/benchmarks.md; about an hour on 2 quiet cores
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
