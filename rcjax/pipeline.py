@@ -85,14 +85,12 @@ class Pipeline:
         from rcjax.hf.base_model import model_config, shape_of
         from rcjax.hf.tokenizer import codec
         from rcjax.layout import layout_of, mesh_of
-        from rcjax.model import LlamaConfig
         from rcjax.train.state import check_mesh
 
         mesh = mesh_of(self.config)
         stored = read_json(self.workdir.model)
         if stored:
-            multiple = stored.pop("vocab_multiple")
-            model = dataclasses.replace(LlamaConfig.from_hf(stored), vocab_multiple=multiple)
+            model = stored_shape(stored)
         elif self.base_model is not None:
             model = model_config(self.config.model, codec(self.base_model.tokenizer), self.base_model)
         else:  # the vocabulary is counted later; until then one that any mesh divides
@@ -205,7 +203,6 @@ class Pipeline:
         The workdir keeps it, so that later stages and resumed runs need the checkpoint no more.
         """
         from rcjax.hf.base_model import model_config
-        from rcjax.model import LlamaConfig
 
         stored: dict[str, Any] = {}
         with together(StageError):
@@ -215,9 +212,7 @@ class Pipeline:
                     config = model_config(self.config.model, self.codec, self.base_model)
                     stored = {**config.to_hf(), "vocab_multiple": config.vocab_multiple}
                     write_json(self.workdir.model, stored)
-        stored = tell(stored)
-        multiple = stored.pop("vocab_multiple")
-        return dataclasses.replace(LlamaConfig.from_hf(stored), vocab_multiple=multiple)
+        return stored_shape(tell(stored))
 
     def train(self) -> tuple[Any, int]:
         """The student, by dynamically masked distillation; returns its parameters and the number of steps."""
@@ -510,6 +505,14 @@ class _Stage:
         seconds[self._name] = round(time.monotonic() - self._start, 1)
         write_json(self._workdir.seconds, seconds)
         say(f"{self._name}: done in {seconds[self._name]:.0f} s")
+
+
+def stored_shape(stored: dict[str, Any]) -> Any:
+    """The model's shape (``LlamaConfig``) from what ``model.json`` of a workdir holds."""
+    from rcjax.model import LlamaConfig
+
+    fields = {name: value for name, value in stored.items() if name != "vocab_multiple"}
+    return dataclasses.replace(LlamaConfig.from_hf(fields), vocab_multiple=stored["vocab_multiple"])
 
 
 def last_metrics(directory: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class WorkdirBusyError(WorkdirError):
 
 # Fields that may change between two calls in the same workdir: they decide what is done, not what comes out of it.
 # Rows and groups of an ablation may come and go: each run has a workdir of its own that knows its config.
-# Whatever the mesh, its rules and its rows a step computes the same; older workdirs have `teacher.replicated` of them.
+# Whatever the mesh, its rules and its rows, a step computes the same but for the rounding of sums.
 FREE_FIELDS = re.compile(
     r"baseline|profile\.steps|wandb|checkpoint\..*|guards\.(skips|hang|divergence_every)|train\.log_every|data\.prefetch|"
     r"evaluation\.(every|data\..*)|(rows|groups)\..*|(mesh|sharding)\..*|packing\.rows_per_device"

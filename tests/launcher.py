@@ -6,9 +6,11 @@ A server that has imported them, and has done nothing with them, forks a process
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +64,15 @@ def start(arguments: list[str], environment: dict[str, str], cwd: Path = ROOT) -
     for file in files:
         file.touch()
     process.start()
-    return Launched(["launch.py", *arguments], process, files)
+    launched = Launched(["launch.py", *arguments], process, files)
+    # Before multiprocessing waits for it: a test that failed may have left it at work.
+    atexit.register(_clear_away, launched, directory)
+    return launched
+
+
+def _clear_away(launched: Launched, directory: Path) -> None:
+    launched.kill()
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def run(arguments: list[str], environment: dict[str, str], timeout: float = 400) -> subprocess.CompletedProcess:

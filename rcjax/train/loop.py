@@ -207,13 +207,13 @@ class _Run:
                     self.program.steps, self.state, self.sums, batch, self.teacher_params
                 )
             self.profile.after(step, on_device)
-            if self.config.guards.divergence_every and (step + 1) % self.config.guards.divergence_every == 0:
-                check_copies(self.state.params, step + 1)
             with self.goodput.doing(EVALUATION):
                 self.evaluations.after(step + 1, self.state.params)
             self.computed_tokens += int(batch.metrics["tokens"])
             # The previous step's numbers are fetched while this one runs: no stall.
             spike = self._log(pending)
+            if self.config.guards.divergence_every and (step + 1) % self.config.guards.divergence_every == 0:
+                check_copies(self.state.params, step + 1)
             clock, seconds = time.perf_counter(), time.perf_counter() - clock
             rates = self.meter.rates(batch, seconds, waited)
             pending = _Pending(step + 1, on_device, batch, self.computed_tokens, rates)

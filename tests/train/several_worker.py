@@ -18,6 +18,16 @@ from rcjax.train.loop import train
 from tests.examples import VOCABULARY, random_examples
 
 STEPS = 4
+MODEL = LlamaConfig(
+    vocab_size=VOCABULARY,
+    vocab_multiple=64,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+)
 
 
 def small_config():
@@ -32,17 +42,7 @@ def small_config():
 
 def small_training(workdir: Path) -> dict[str, np.ndarray]:
     """Trains; gives the parameters by name."""
-    model = LlamaConfig(
-        vocab_size=VOCABULARY,
-        vocab_multiple=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-    )
-    run = train(small_config(), workdir, model, [random_examples(0, 40)], [1])
+    run = train(small_config(), workdir, MODEL, [random_examples(0, 40)], [1])
     whole = jax.jit(lambda tree: tree, out_shardings=jax.sharding.NamedSharding(_mesh(run.params), jax.P()))
     leaves, _ = jax.tree_util.tree_flatten_with_path(whole(run.params))
     return {jax.tree_util.keystr(path): np.asarray(leaf.addressable_data(0)) for path, leaf in leaves}

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rcjax.model.llama import init_params
 from rcjax.sharding import make_mesh
 from rcjax.train.divergence import DivergenceError, check_copies
+from rcjax.train.loop import train
+from rcjax.train.metrics import read_metrics
+from tests.examples import random_examples
 from tests.processes import ended, environment, free_port, start
+from tests.train.several_worker import MODEL, small_config
 
 SHAPE = (8, 12)
 
@@ -88,3 +93,23 @@ def test_two_processes_both_end_with_one_sentence():
     assert said.count("copies of parameter w differ after step 8: devices") == 1
     assert "0 of process 0" in said
     assert "2048 of process 1" in said
+
+
+def test_a_run_compares_them_when_it_is_told_to(tmp_path):
+    """It starts from parameters of which one device has another copy, and finds out at the second step."""
+    config = small_config()
+    config.guards.divergence_every = 2
+
+    def load(shardings):
+        params = jax.jit(lambda key: init_params(MODEL, key), out_shardings=shardings)(jax.random.key(0))
+        scale = params["norm"]["scale"]
+        parts = [
+            jax.device_put(np.asarray(shard.data) + np.float32(shard.device.id == 3), shard.device)
+            for shard in scale.addressable_shards
+        ]
+        params["norm"]["scale"] = jax.make_array_from_single_device_arrays(scale.shape, scale.sharding, parts)
+        return params
+
+    with pytest.raises(DivergenceError, match=r"copies of parameter norm/scale differ after step 2: devices 3 of"):
+        train(config, tmp_path, MODEL, [random_examples(0, 40)], [1], load=load)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1], "the step that is not to be trusted is not logged"

@@ -121,6 +121,19 @@ def test_a_run_killed_twenty_times_is_bit_identical(whole, workdir):
     assert results[0] == results[1]
 
 
+def test_the_account_of_what_took_the_time_lies_in_the_checkpoints(whole):
+    accounts = []
+    for step in (27, 30):
+        data = json.loads((whole / f"checkpoints/{step}/data/metadata").read_text())
+        accounts.append(data["goodput"]["seconds"])
+    for account in accounts:
+        assert account.pop("restart") == 0, "nobody disturbed it"
+        assert min(account.values()) > 0, account
+    assert all(accounts[0][kind] <= accounts[1][kind] for kind in accounts[0])
+    shares = [row["goodput"] for row in map(json.loads, (whole / "metrics.jsonl").open()) if "goodput" in row]
+    assert 0 < shares[-1] < 1
+
+
 def test_told_to_stop_it_saves_behind_the_step_and_the_same_command_goes_on(whole, workdir):
     process = start(workdir, "--mode=train")
     assert wait_for(process, lambda: lines(workdir) >= 4)
@@ -156,15 +169,27 @@ def test_a_gradient_that_is_never_finite_ends_the_run_with_a_dump(workdir):
     assert skipped[-1] >= 2
 
 
+def saved(workdir, step):
+    """Bytes of a checkpoint's tensors by name; without the steps that were done and skipped."""
+    state = workdir / "checkpoints" / str(step) / "state"
+    tensors = [*state.glob("params.*/[0-9]*"), *state.glob("opt_state.*/[0-9]*")]
+    return {path.relative_to(state): path.read_bytes() for path in tensors}
+
+
 def test_a_loss_that_stays_high_sends_it_back_and_on_with_new_data(workdir):
     """Any loss above the mean of the last counts as a spike here: one step in two or so."""
     fields = [*FIELDS, "guards.spike=0.01", "guards.rollback=2", "evaluation.every=0", "optimizer.learning_rate=1e-6"]
+    fields.append("checkpoint.keep=100")
     said = finish(workdir, "--mode=train", fields=fields)
     assert "loss spike: " in said
     back = [line.split() for line in said.splitlines() if line.startswith("back to the parameters of step ")]
     assert back, said
     target, now = int(back[0][6].rstrip(";")), int(back[0][-1])
     assert target < now <= 30
+    before, behind = (saved(workdir, step) for step in (target, now))
+    assert before == behind, "parameters and moments are those of the checkpoint, bit for bit"
+    assert len(before) > 30
+    assert before != saved(workdir, 3 if target != 3 else 6), "which is not true of any two"
     found, _ = rows(workdir)
     assert [row["step"] for row in found] == list(range(1, 31)), "no step's data come twice, none is left out"
     later = next(row for row in found if row["step"] == min(30, now + 1))
