@@ -5,19 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from rcjax.hf.export import export
 from rcjax.hf.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from tests.hf.export_worker import small_model
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import ended, environment, free_port, start
 
 
 @pytest.fixture(scope="module")
@@ -31,32 +26,9 @@ def tokenizer(tmp_path_factory):
 
 def run_processes(tokenizer, *jobs, processes=2):
     """Exit code, lines of output and errors of each process; all are ended when one takes too long."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-    }
-    command = [sys.executable, "-m", "tests.hf.export_worker", address, str(processes)]
-    children = [
-        subprocess.Popen(
-            [*command, str(index), str(tokenizer[1]), *map(json.dumps, jobs)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(processes)
-    ]
-    try:
-        deadline = time.monotonic() + 120
-        outputs = [child.communicate(timeout=max(1, deadline - time.monotonic())) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    return [(child.returncode, out.splitlines(), err) for child, (out, err) in zip(children, outputs, strict=True)]
+    command = [sys.executable, "-m", "tests.hf.export_worker", f"127.0.0.1:{free_port()}", str(processes)]
+    commands = [[*command, str(index), str(tokenizer[1]), *map(json.dumps, jobs)] for index in range(processes)]
+    return [(code, out.splitlines(), err) for code, out, err in ended(start(commands, [environment(4)] * processes))]
 
 
 def digests(directory):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from rcjax.hf.vocabulary import VocabularyPlan, add_block_tokens
 from rcjax.model import LlamaConfig, ModelConfigError
 from rcjax.sharding import make_mesh
 from rcjax.train.state import state_shardings
+from tests.processes import ended, free_port, start
 
 FIELDS = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8
@@ -335,9 +334,7 @@ def test_processes_read_their_parts_alone(tmp_path):
     config = CONFIGS["qwen3"]
     directory = tmp_path / "model"
     tensors = write(directory, config, ml_dtypes.bfloat16, shards=2)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     environment = {
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "JAX_PLATFORMS": "cpu",
@@ -345,20 +342,10 @@ def test_processes_read_their_parts_alone(tmp_path):
         "PATH": "",
         "HOME": str(tmp_path),
     }
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(number), port, str(directory)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for number in range(2)
-    ]
+    commands = [[sys.executable, "-c", WORKER, str(number), port, str(directory)] for number in range(2)]
     read = []
-    for worker in workers:
-        out, error = worker.communicate(timeout=120)
-        assert worker.returncode == 0, error
+    for code, out, error in ended(start(commands, [environment] * 2)):
+        assert code == 0, error
         read.append(json.loads(out.splitlines()[-1]))
     plan = VocabularyPlan(62, 66, {62: (1, 2), 63: (1,), 64: (3, 4, 5), 65: (0, 61)})
     config = grown(config, plan, 8)
