@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     # `mesh`; a field that is given, in a config file or on the command line, wins over it.
     config.sharding = ConfigDict(
         dict(
-            preset="",  # zero1, fsdp, fsdp+tensor, hybrid; or none: whole everywhere, but for the axes of `mesh`
+            preset="",  # zero1, zero2, fsdp, fsdp+tensor, hybrid; or none: whole everywhere, but for the axes of `mesh`
             # Each: replicated, tensor, fsdp, zero, or rules of one's own, e.g. {"embed": ("data", "fsdp")}.
             params=placeholder(object),
             gradients=placeholder(object),  # their sums over microbatches

@@ -40,6 +40,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "zero1": dict(
         fill=("data",),
         mesh={},
+        rules=dict(params="tensor", gradients="tensor", optimizer="zero", ema="tensor", teacher="tensor"),
+    ),
+    "zero2": dict(
+        fill=("data",),
+        mesh={},
         rules=dict(params="tensor", gradients="zero", optimizer="zero", ema="tensor", teacher="tensor"),
     ),
     "fsdp": dict(
@@ -66,7 +71,8 @@ class Layout:
 
     Attributes:
       params: the parameters that are trained.
-      gradients: their gradients, which microbatches add up.
+      gradients: their gradients, which microbatches add up; along `replica` and `data`, where these rules do not split
+        them, each group of devices keeps the sums of its own rows until the update (``rcjax.train.step``).
       optimizer: moments and whatever else the optimizer keeps for each parameter.
       ema: the moving average of the parameters.
       teacher: the parameters of another network that teaches.

@@ -14,18 +14,17 @@ logits over rows (tests/test_losses_on_meshes.py).
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rcjax.sharding import RULES, on_each_device, parts_of
+from rcjax.sharding import RULES, devices_here, on_each_device, parts_of, rules_here
 
 Labels = Mapping[str, jax.Array]
 
-BATCH, VOCAB = RULES["batch"], RULES["vocab"]
+VOCAB = RULES["vocab"]
 
 
 def divergence(
@@ -144,9 +143,10 @@ class _Settings(NamedTuple):
     beta: float
     vocab_size: int
     chunk: int
-    spread: bool  # over the devices of a mesh
-    split: bool  # the vocabulary too
+    rows: tuple[str, ...]  # mesh axes that split rows; none where one device works alone
+    split: bool  # the vocabulary too is split
     scattered: str | None  # logical axis over which the projection's gradient, [D, V], is scattered along D
+    scattered_over: tuple[str, ...]  # its mesh axes
 
 
 def vocabulary_loss(
@@ -181,9 +181,8 @@ def vocabulary_loss(
       The loss (a scalar) and its parts ``ce`` and ``kl``, the divergence, whichever it is (for metrics; no gradient
       flows through the parts).
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    spread = not mesh.empty and mesh.size > 1
-    parts = math.prod(mesh.shape[axis] for axis in VOCAB) if spread else 1
+    rules = rules_here() if devices_here() > 1 else {}
+    scattered = next((axis for axis in ("scattered", "embed") if rules and head.shape[0] % parts_of(axis) == 0), None)
     settings = _Settings(
         float(ce_weight),
         float(kd_weight),
@@ -192,9 +191,10 @@ def vocabulary_loss(
         float(beta),
         head.shape[1] if vocab_size is None else vocab_size,
         chunk,
-        spread,
-        parts > 1 and head.shape[1] % parts == 0,
-        next((axis for axis in ("scattered", "embed") if spread and head.shape[0] % parts_of(axis) == 0), None),
+        rules.get("batch", ()),
+        parts_of("vocab") > 1 and head.shape[1] % parts_of("vocab") == 0,
+        scattered,
+        rules.get(scattered, ()),
     )
     labels = {name: labels[name] for names in (SINGLE, PAIR) for name in names}
     with jax.named_scope("vocabulary_loss"):
@@ -244,7 +244,7 @@ def _totals(settings: _Settings, hidden, head, teacher, teacher_head, labels):
             return totals[0] + loss, totals[1] + ce, totals[2] + kl
 
         totals = jax.lax.fori_loop(0, _chunks_in_use(settings, part_labels), body, totals)
-    return jax.lax.psum(totals, BATCH) if settings.spread else totals
+    return jax.lax.psum(totals, settings.rows) if settings.rows else totals
 
 
 def _totals_and_gradients(settings: _Settings, hidden, head, teacher, teacher_head, labels):
@@ -267,10 +267,10 @@ def _totals_and_gradients(settings: _Settings, hidden, head, teacher, teacher_he
 
         carry = jax.lax.fori_loop(0, _chunks_in_use(settings, part_labels), body, carry)
     totals, d_hidden, d_head = carry
-    if settings.spread:
-        totals = jax.lax.psum(totals, BATCH)
-        axes = RULES[settings.scattered] if settings.scattered else ()
-        d_head = jax.lax.psum(d_head, tuple(axis for axis in BATCH if axis not in axes))
+    if settings.rows:
+        totals = jax.lax.psum(totals, settings.rows)
+        axes = settings.scattered_over
+        d_head = jax.lax.psum(d_head, tuple(axis for axis in settings.rows if axis not in axes))
         d_head = jax.lax.psum_scatter(d_head, axes, scatter_dimension=0, tiled=True) if axes else d_head
         if settings.split:
             d_hidden = jax.lax.psum(d_hidden, VOCAB)
@@ -287,7 +287,7 @@ def _chunks_in_use(settings: _Settings, labels: Labels) -> jax.Array:
     columns = jnp.where(used, jnp.arange(1, used.shape[1] + 1), 0)
     count = (jnp.max(columns, initial=0) + settings.chunk - 1) // settings.chunk
     # Devices that share rows talk in every chunk. All run as many, so that no device ever waits for one that is done.
-    return jax.lax.pmax(count, BATCH) if settings.split else count
+    return jax.lax.pmax(count, settings.rows) if settings.split else count
 
 
 def _slices(arrays: Labels, index: jax.Array, chunk: int) -> Labels:

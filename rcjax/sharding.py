@@ -273,21 +273,34 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 # ---- inside of programs
 
 
+def rules_here() -> Rules:
+    """``RULES`` of the axes along which the compiler splits arrays here: inside of ``apart``, and of
+    ``on_each_device``, those that devices have been told apart by are left out."""
+    own = jax.sharding.get_abstract_mesh().manual_axes
+    return {name: tuple(axis for axis in axes if axis not in own) for name, axes in RULES.items()}
+
+
+def devices_here() -> int:
+    """How many devices work together here on what one program sees as whole arrays."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
+
+
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
-    """Asks the compiler to lay ``x`` out by its logical axes; does nothing outside of a mesh."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Asks the compiler to lay ``x`` out by its logical axes; does nothing where one device works alone."""
+    if devices_here() == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
+    return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes, rules_here()))
 
 
 def parts_of(logical_axis: str) -> int:
-    """In how many parts a dimension of this name is computed on the current mesh."""
+    """In how many parts a dimension of this name is computed here."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[logical_axis])
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in rules_here()[logical_axis])
 
 
 def on_each_device(function: Callable, in_axes: tuple, out_axes: tuple) -> Callable:
-    """``function`` on each device's own parts of its arguments; outside of a mesh, or on one device, as it is.
+    """``function`` on each device's own parts of its arguments; where one device works alone, as it is.
 
     Args:
       function: of arrays, dictionaries of them, and Nones; to it the part of a device is all there is.
@@ -295,13 +308,37 @@ def on_each_device(function: Callable, in_axes: tuple, out_axes: tuple) -> Calla
         an argument with ``()``.
       out_axes: those of the result, or a tuple of those of several.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if devices_here() == 1:
         return function
+    rules = rules_here()
     several = any(isinstance(axes, tuple) for axes in out_axes)
+    mesh = jax.sharding.get_abstract_mesh()
     return jax.shard_map(
         function,
-        in_specs=tuple(map(partition_spec, in_axes)),
-        out_specs=tuple(map(partition_spec, out_axes)) if several else partition_spec(out_axes),
+        in_specs=tuple(partition_spec(axes, rules) for axes in in_axes),
+        out_specs=tuple(partition_spec(axes, rules) for axes in out_axes)
+        if several
+        else partition_spec(out_axes, rules),
+        axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
+        check_vma=False,
+    )
+
+
+def apart(function: Callable, axes: tuple[str, ...], in_split: tuple[bool, ...]) -> Callable:
+    """``function`` in each group of devices along mesh axes by itself: nothing in it crosses from group to group.
+
+    Args:
+      axes: groups differ in their places along these; the other axes split arrays inside of a group as ever.
+      in_split: of each argument, whether a group gets its part of the first dimension, or else the whole. The first
+        dimension of every result is put together from the groups' parts.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    split = PartitionSpec(axes)
+    return jax.shard_map(
+        function,
+        in_specs=tuple(split if given else PartitionSpec() for given in in_split),
+        out_specs=split,
+        # Axes that split nothing go along: with none left a group is one device, and its program that of one device.
+        axis_names={axis for axis, size in mesh.shape.items() if axis in axes or size == 1},
         check_vma=False,
     )

@@ -52,13 +52,16 @@ OWN, AVERAGE, OTHER = KINDS
 # Every preset once; what other kinds add, under those that differ most. Each takes seconds to compile.
 CASES = [(OWN, preset) for preset in PRESETS]
 CASES += [(AVERAGE, preset) for preset in ("zero1", "fsdp+tensor", "hybrid")] + [(OTHER, "zero1")]
+THREE_AXES = "three axes"  # no preset's: groups that share nothing, inside of which parameters are split both ways
+CASES += [(OWN, THREE_AXES), (AVERAGE, THREE_AXES)]
+MESHES = {"hybrid": dict(replica=2), THREE_AXES: dict(data=2, fsdp=2, tensor=2)}
 
 
-def config_of(preset: str, teacher: str = "self", **mesh: int) -> ConfigDict:
-    """A config of small steps under a preset; hybrid gets two groups."""
+def config_of(preset: str, teacher: str = "self") -> ConfigDict:
+    """A config of small steps under a preset, or a name of ``MESHES``; hybrid gets two groups."""
     config = base.get_config()
-    config.sharding.preset = preset
-    config.mesh.update({"replica": 2} if preset == "hybrid" else {}, **mesh)
+    config.sharding.preset = preset if preset in PRESETS else ""
+    config.mesh.update(MESHES.get(preset, {}))
     config.teacher.name = teacher
     config.packing.row_length = ROW
     config.packing.cuts = 1

@@ -1,4 +1,4 @@
-"""Presets: the same numbers wherever everything lies, and of zero1 what it promises to send."""
+"""Presets: the same numbers wherever everything lies, and sent and kept what each of them promises."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from rcjax import model as llama
 from rcjax.checkpoint import Checkpoints
 from rcjax.layout import PRESETS, mesh_of
 from rcjax.model.llama import Embedding
+from rcjax.plan import hlo
 from rcjax.sharding import constrain, named, partition_spec
-from tests.layouts import CASES, DEVICES, LLAMA, OWN, collectives, config_of, on_host, run_of, shapes_sent
+from tests.layouts import CASES, DEVICES, LLAMA, OWN, THREE_AXES, collectives, config_of, on_host, run_of, shapes_sent
 
 pytestmark = pytest.mark.skipif(
     len(jax.devices()) < DEVICES, reason="needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8"
@@ -46,11 +47,29 @@ def test_every_preset_trains_to_the_numbers_of_one_device(kind, preset):
     )
 
 
-def test_zero1_gathers_no_parameter_for_a_microbatch_and_each_once_an_update():
-    run = run_of(OWN, "zero1")
+@pytest.mark.parametrize("preset", ["zero1", "zero2"])
+def test_zero_gathers_no_parameter_for_a_microbatch_and_each_once_an_update(preset):
+    run = run_of(OWN, preset)
     assert collectives(run.texts["accumulate"])["all-gather"] == 0
     gathered = shapes_sent(run.texts["update"], "all-gather")
     assert sorted(gathered) == sorted(leaf.shape for leaf in jax.tree.leaves(llama.abstract_params(LLAMA)))
+
+
+@pytest.mark.parametrize(("kind", "preset"), [case for case in CASES if case[1] in ("", "zero1", "hybrid", THREE_AXES)])
+def test_sums_that_groups_share_cross_between_them_once_a_step_alone(kind, preset):
+    run = run_of(kind, preset)
+    group_of = np.argwhere(np.ones(run.program.mesh.devices.shape))[:, :2]  # (replica, data) of every device
+    across = {
+        name: [
+            sent
+            for sent in hlo.collectives(text, DEVICES)
+            if len({tuple(group_of[member]) for member in sent.members}) > 1
+        ]
+        for name, text in run.texts.items()
+    }
+    assert not across["accumulate"]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(llama.abstract_params(run.program.model)))
+    assert sum(sent.total for sent in across["update"]) > 4 * parameters / DEVICES
 
 
 def test_no_device_gets_the_embedded_rows_of_all_groups():
@@ -73,15 +92,17 @@ def test_no_device_gets_the_embedded_rows_of_all_groups():
     assert shapes_sent(text, "all-to-all")
 
 
-def test_zero1_keeps_every_parameter_on_each_device_and_an_eighth_of_the_rest():
-    run = run_of(OWN, "zero1")
+@pytest.mark.parametrize(("preset", "of_sums"), [("zero1", 1), ("zero2", 1 / DEVICES)])
+def test_zero_keeps_every_parameter_on_each_device_and_an_eighth_of_the_optimizer(preset, of_sums):
+    run = run_of(OWN, preset)
     state, sums = run.start(), run.sums()
 
-    def share(tree):
-        leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size > 1]
-        return sum(leaf.addressable_shards[0].data.size for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    def share(tree, copies=1):
+        """What a device keeps, of ``copies`` times the parameters."""
+        kept = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(tree) if leaf.ndim)
+        return kept / copies / sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
-    assert (share(state.params), share(state.opt_state), share(sums["grads"])) == (1, 1 / DEVICES, 1 / DEVICES)
+    assert (share(state.params), share(state.opt_state, 2), share(sums["grads"])) == (1, 1 / DEVICES, of_sums)
 
 
 @pytest.mark.parametrize(("saved", "restored"), [("zero1", "fsdp+tensor"), ("hybrid", "zero1")])
@@ -99,5 +120,6 @@ def test_a_run_goes_on_under_another_preset_and_mesh(tmp_path, saved, restored):
 
 def test_presets_differ_in_what_a_device_keeps():
     """None of them is another one under a second name."""
-    seen = {preset: str(run_of(OWN, preset).program.shardings) for preset in PRESETS}
+    programs = {preset: run_of(OWN, preset).program for preset in PRESETS}
+    seen = {preset: str((made.shardings, made.steps.sums_shardings)) for preset, made in programs.items()}
     assert len(set(seen.values())) == len(PRESETS)

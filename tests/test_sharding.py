@@ -216,7 +216,7 @@ def test_one_mesh_axis_is_not_put_on_two_dimensions():
 
 def test_a_rule_that_is_given_wins_over_the_preset():
     layout = layout_of(
-        config_with("zero1", rules=dict(optimizer="fsdp", ema={"embed": "data", "mlp": ("fsdp", "tensor")}))
+        config_with("zero2", rules=dict(optimizer="fsdp", ema={"embed": "data", "mlp": ("fsdp", "tensor")}))
     )
     assert (layout.params, layout.gradients) == (RULE_SETS["tensor"], RULE_SETS["zero"])
     assert layout.optimizer == RULE_SETS["fsdp"]
@@ -226,7 +226,7 @@ def test_a_rule_that_is_given_wins_over_the_preset():
 @pytest.mark.parametrize(
     ("preset", "rules", "words"),
     [
-        ("zero2", {}, "config.sharding.preset is 'zero2'; expected one of zero1, fsdp, fsdp+tensor, hybrid, or"),
+        ("zero3", {}, "config.sharding.preset is 'zero3'; expected one of zero1, zero2, fsdp, fsdp+tensor, hybrid, or"),
         ("", dict(params="whole"), "config.sharding.params is 'whole'; expected one of replicated, tensor, fsdp, "),
         ("", dict(ema={"width": "fsdp"}), "config.sharding.ema: unknown logical axis 'width'; there are layers, embed"),
         ("", dict(teacher={"embed": "fsd"}), "config.sharding.teacher: embed is split over unknown axis 'fsd'; axes"),

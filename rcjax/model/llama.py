@@ -26,7 +26,7 @@ from rcjax.model.attention import PATHS, Attention, default_path
 from rcjax.model.config import LlamaConfig, ModelConfigError
 from rcjax.model.layers import INIT_STDDEV, MLP, Projection, RMSNorm, rms_norm
 from rcjax.model.rope import rotation
-from rcjax.sharding import LAYERS, constrain, parts_of
+from rcjax.sharding import LAYERS, RULES, constrain, on_each_device, parts_of
 
 Params = dict[str, Any]
 
@@ -53,13 +53,26 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, S] -> [B, S, D]."""
-        rows = jnp.take(self.embedding[...], tokens, axis=0)
-        if tokens.size < self.embedding.shape[0] * parts_of("groups"):
-            # With fewer slots in a group of fsdp than the table has rows it is not the table that is gathered. Columns
-            # are looked up where they lie, and exchanged for rows inside of the group. The compiler, left to itself,
-            # gives every device all rows of all groups in between.
-            rows = constrain(rows, "groups", None, "embed")
-        return rows.astype(self.dtype)
+        table = self.embedding[...]
+        parts = parts_of("vocab")
+        # With fewer slots in a group of fsdp than the table has rows it is not the table that is gathered: columns are
+        # looked up where they lie, and exchanged for rows inside of the group.
+        by_columns = tokens.size < table.shape[0] * parts_of("groups")
+        rows, columns = ("groups", "embed") if by_columns else ("batch", None)
+
+        def look_up(table, tokens):
+            """[1, B, S, D], zeros where another device has the token's row."""
+            if parts == 1:
+                return jnp.take(table, tokens, axis=0).astype(self.dtype)[None]
+            index = tokens - jax.lax.axis_index(RULES["vocab"]) * table.shape[0]
+            mine = (index >= 0) & (index < table.shape[0])
+            found = jnp.take(table, jnp.where(mine, index, 0), axis=0).astype(self.dtype)
+            return jnp.where(mine[..., None], found, 0)[None]
+
+        # Told device by device: the compiler, left to itself, gives every device all rows of all groups on the way, and
+        # breaks down where groups are ``apart`` and the table is split both ways.
+        split = on_each_device(look_up, (("vocab", columns), (rows, None)), ("vocab", rows, None, columns))
+        return jnp.sum(split(table, tokens), axis=0)
 
 
 class Layer(nnx.Module):

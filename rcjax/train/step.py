@@ -2,11 +2,15 @@
 
 Two compiled programs serve a whole curriculum, since microbatches have one shape and only their number varies.
 Loss weights come normalised over the step (``packing.assemble``), so adding up is exact whatever the split.
+
+Where devices hold the same sums, along ``replica`` or ``data``, each keeps those of its own rows instead: that takes no
+more memory, and they cross devices once a step and not once a microbatch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +23,7 @@ from rcjax import model as llama
 from rcjax.losses import vocabulary_loss
 from rcjax.model import LlamaConfig
 from rcjax.objective import Objective
-from rcjax.sharding import partition_spec
+from rcjax.sharding import RULES, apart, partition_spec
 from rcjax.train.state import Average, TrainState
 
 Microbatch = dict[str, jax.Array]
@@ -124,6 +128,7 @@ def make_steps(
     mesh: Mesh,
     average: Average | None = None,
     gradients: Any = None,
+    moments: Any = None,
 ) -> Steps:
     """Compiles (lazily) the step for a mesh.
 
@@ -131,23 +136,40 @@ def make_steps(
       shardings: where each tensor of the state lives.
       average: keeps ``state.ema`` up.
       gradients: where each sum of gradients lives; None: where its parameter does.
+      moments: where the optimizer keeps what belongs to each parameter; None: where the parameter lives.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
-    sums_sharding = {"grads": gradients or shardings.params, "loss": replicated, "ce": replicated, "kl": replicated}
+    whole = {"grads": gradients or shardings.params, "loss": replicated, "ce": replicated, "kl": replicated}
+    groups = _groups(mesh, whole["grads"])
+    lead = (math.prod(mesh.shape[axis] for axis in groups),) if groups else ()
+    sums_sharding = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(groups, *place.spec)), whole)
+    if not groups:
+        sums_sharding = whole
+    added_up = {**whole, "grads": moments or shardings.params}
     shapes = llama.abstract_params(settings.model)
 
     def zeros():
-        scalar = jnp.zeros((), jnp.promote_types(jnp.float32, settings.compute_dtype))
-        grads = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        scalar = jnp.zeros(lead, jnp.promote_types(jnp.float32, settings.compute_dtype))
+        grads = jax.tree.map(lambda leaf: jnp.zeros(lead + leaf.shape, leaf.dtype), shapes)
         return {"grads": grads, "loss": scalar, "ce": scalar, "kl": scalar}
 
     def accumulate(params, sums, microbatch, teacher_params=None):
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, parts), grads = gradient(params, microbatch, settings, teacher_params)
-        with jax.named_scope("accumulate"):
+        with jax.named_scope("accumulate"):  # a group's sums are [1, ...] to it
             return jax.tree.map(jnp.add, sums, {"grads": grads, "loss": loss, **parts})
 
+    def accumulate_apart(params, sums, microbatch, teacher_params=None):
+        run = apart(accumulate, groups, in_split=(False, True, True, False))
+        return run(params, sums, microbatch, teacher_params)
+
+    def add_up(sums):
+        """Of all groups; each device gets its part of what its optimizer needs."""
+        totals = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums) if groups else sums
+        return jax.lax.with_sharding_constraint(totals, added_up) if groups else totals
+
     def update(state, sums):
+        sums_of_groups, sums = sums, add_up(sums)
         grads, norm = sums["grads"], optax.tree.norm(sums["grads"])
         finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
         with jax.named_scope("optimizer"):
@@ -171,15 +193,28 @@ def make_steps(
             NORMS: jax.lax.cond(finite, _no_norms, _norms, grads),
         }
         state = TrainState(step=step, skipped=skipped, params=params, opt_state=opt_state, ema=ema)
-        return state, jax.tree.map(jnp.zeros_like, sums), metrics
+        return state, jax.tree.map(jnp.zeros_like, sums_of_groups), metrics
 
     return Steps(
         zeros=jax.jit(zeros, out_shardings=sums_sharding),
-        accumulate=jax.jit(accumulate, donate_argnums=(1,), out_shardings=sums_sharding),
+        accumulate=jax.jit(
+            accumulate_apart if groups else accumulate, donate_argnums=(1,), out_shardings=sums_sharding
+        ),
         update=jax.jit(update, donate_argnums=(0, 1), out_shardings=(shardings, sums_sharding, replicated)),
         row_sharding=NamedSharding(mesh, partition_spec(("batch",))),
         sums_shardings=sums_sharding,
     )
+
+
+def _groups(mesh: Mesh, gradients: Any) -> tuple[str, ...]:
+    """The mesh axes along which every device would hold the same sums of gradients."""
+    split = {
+        axis
+        for place in jax.tree.leaves(gradients)
+        for entry in place.spec
+        for axis in ((entry,) if isinstance(entry, str) else entry or ())
+    }
+    return tuple(axis for axis in RULES["groups"] if mesh.shape[axis] > 1 and axis not in split)
 
 
 def _norms(grads):

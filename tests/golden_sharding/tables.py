@@ -84,4 +84,4 @@ def _words(place: NamedSharding) -> str:
 
 
 def _row(name: str, shape: str, *places: str) -> str:
-    return f"{name:<32} {shape:<18} " + " ".join(f"{place:<16}" for place in places).rstrip()
+    return f"{name:<32} {shape:<18} " + " ".join(f"{place:<24}" for place in places).rstrip()
