@@ -11,7 +11,7 @@ demo: $(VENV)/.installed  ## build data, train, evaluate, export, report: runs/t
 	$(BIN)/python launch.py --config=configs/tiny.py --workdir=runs/tiny
 
 test: $(VENV)/.installed-dev lint  ## every test, on the CPU, without network
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -197,7 +197,7 @@ def test_a_loss_that_stays_high_sends_it_back_and_on_with_new_data(workdir):
 
 
 def test_short_of_room_it_trains_on_and_saves_when_there_is_some(whole, workdir):
-    fields = [*FIELDS, "train.steps=200", "checkpoint.every=10", "checkpoint.failures=1000", "evaluation.every=0"]
+    fields = [*FIELDS, "train.steps=100", "checkpoint.every=10", "checkpoint.failures=1000", "evaluation.every=0"]
     process = start(workdir, "--mode=train", fields=fields)
     assert wait_for(process, lambda: (workdir / "checkpoints/10").is_dir())
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (ROOM, resource.RLIM_INFINITY))
@@ -206,8 +206,8 @@ def test_short_of_room_it_trains_on_and_saves_when_there_is_some(whole, workdir)
     assert wait_for(process, lambda: lines(workdir) > at + 10)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert process.wait(200) == 0, process.said()
-    assert (workdir / "checkpoints/200").is_dir()
-    assert [row["step"] for row in rows(workdir)[0]] == list(range(1, 201))
+    assert (workdir / "checkpoints/100").is_dir()
+    assert [row["step"] for row in rows(workdir)[0]] == list(range(1, 101))
 
 
 def test_too_many_failures_in_a_row_end_it_in_one_sentence(workdir):
