@@ -39,6 +39,15 @@ LONG = (
     "test_sampling.py",
     "test_decode.py",
     "test_losses.py",
+    "evaluation/test_programs.py",
+    "data_gen/test_checkpoint_teacher.py",
+    "test_equalities.py",
+    "test_real_weights.py",
+    "plan/test_plan.py",
+    "test_launch_import.py",
+    "test_golden_sharding.py",
+    "data_gen/test_journal.py",
+    "test_host_devices.py",
 )
 
 
