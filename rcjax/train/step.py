@@ -153,14 +153,14 @@ def make_steps(
         grads = jax.tree.map(lambda leaf: jnp.zeros(lead + leaf.shape, leaf.dtype), shapes)
         return {"grads": grads, "loss": scalar, "ce": scalar, "kl": scalar}
 
-    def accumulate(params, sums, microbatch, teacher_params=None):
+    def add_gradients(params, sums, microbatch, teacher_params):
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, parts), grads = gradient(params, microbatch, settings, teacher_params)
         with jax.named_scope("accumulate"):  # a group's sums are [1, ...] to it
             return jax.tree.map(jnp.add, sums, {"grads": grads, "loss": loss, **parts})
 
-    def accumulate_apart(params, sums, microbatch, teacher_params=None):
-        run = apart(accumulate, groups, in_split=(False, True, True, False))
+    def accumulate(params, sums, microbatch, teacher_params=None):
+        run = apart(add_gradients, groups, in_split=(False, True, True, False)) if groups else add_gradients
         return run(params, sums, microbatch, teacher_params)
 
     def add_up(sums):
@@ -197,9 +197,7 @@ def make_steps(
 
     return Steps(
         zeros=jax.jit(zeros, out_shardings=sums_sharding),
-        accumulate=jax.jit(
-            accumulate_apart if groups else accumulate, donate_argnums=(1,), out_shardings=sums_sharding
-        ),
+        accumulate=jax.jit(accumulate, donate_argnums=(1,), out_shardings=sums_sharding),
         update=jax.jit(update, donate_argnums=(0, 1), out_shardings=(shardings, sums_sharding, replicated)),
         row_sharding=NamedSharding(mesh, partition_spec(("batch",))),
         sums_shardings=sums_sharding,
