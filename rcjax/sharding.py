@@ -274,8 +274,10 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 def rules_here() -> Rules:
-    """``RULES`` of the axes along which the compiler splits arrays here: inside of ``apart``, and of
-    ``on_each_device``, those that devices have been told apart by are left out."""
+    """``RULES`` without the mesh axes that split nothing here, since each place along them is on its own.
+
+    Those are the axes of ``apart`` inside of it, and all axes inside of ``on_each_device``.
+    """
     own = jax.sharding.get_abstract_mesh().manual_axes
     return {name: tuple(axis for axis in axes if axis not in own) for name, axes in RULES.items()}
 

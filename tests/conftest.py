@@ -24,7 +24,7 @@ import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Files that take minutes, the longest first: `make test` gives out files in this order, so that none of them is left
+# Files that take long, the longest first: `make test` gives out files in this order, so that none of them is left
 # for the end, when the other processes have nothing to do.
 LONG = (
     "train/test_durability.py",
@@ -54,7 +54,8 @@ LONG = (
 def pytest_xdist_auto_num_workers() -> int:
     """Of ``-n auto``: one more than there are cores, since tests wait for processes, sandboxes and clocks a third of
     the time."""
-    return len(os.sched_getaffinity(0)) + 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.profile import SCOPES, scopes_of
 from rcjax import model as llama
 from rcjax.checkpoint import Checkpoints
 from rcjax.layout import PRESETS, mesh_of
@@ -70,6 +71,14 @@ def test_sums_that_groups_share_cross_between_them_once_a_step_alone(kind, prese
     assert not across["accumulate"]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(llama.abstract_params(run.program.model)))
     assert sum(sent.total for sent in across["update"]) > 4 * parameters / DEVICES
+
+
+def test_profiles_find_the_names_of_programs_and_parts():
+    run = run_of(OWN, "")  # groups apart
+    for name, text in run.texts.items():
+        assert text.startswith(f"HloModule jit_{name},")
+    assert set(scopes_of(run.texts["accumulate"]).values()) >= {*SCOPES} - {"optimizer"}
+    assert "optimizer" in scopes_of(run.texts["update"]).values()
 
 
 def test_no_device_gets_the_embedded_rows_of_all_groups():

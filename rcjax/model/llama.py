@@ -55,13 +55,16 @@ class Embedding(nnx.Module):
         """int32 [B, S] -> [B, S, D]."""
         table = self.embedding[...]
         parts = parts_of("vocab")
-        # With fewer slots in a group of fsdp than the table has rows it is not the table that is gathered: columns are
-        # looked up where they lie, and exchanged for rows inside of the group.
-        by_columns = tokens.size < table.shape[0] * parts_of("groups")
+        # Where a device has fewer slots than rows of the table it is not the table that is gathered over fsdp: columns
+        # are looked up where they lie, and exchanged for rows.
+        by_columns = tokens.size // parts_of("batch") < table.shape[0] // parts
         rows, columns = ("groups", "embed") if by_columns else ("batch", None)
+        gathered = not by_columns and parts_of("embed") > 1
 
         def look_up(table, tokens):
             """[1, B, S, D], zeros where another device has the token's row."""
+            if gathered:  # here and not on the way in: so its gradient is scattered, and not added up everywhere
+                table = jax.lax.all_gather(table, RULES["embed"], axis=1, tiled=True)
             if parts == 1:
                 return jnp.take(table, tokens, axis=0).astype(self.dtype)[None]
             index = tokens - jax.lax.axis_index(RULES["vocab"]) * table.shape[0]
@@ -71,7 +74,7 @@ class Embedding(nnx.Module):
 
         # Told device by device: the compiler, left to itself, gives every device all rows of all groups on the way, and
         # breaks down where groups are ``apart`` and the table is split both ways.
-        split = on_each_device(look_up, (("vocab", columns), (rows, None)), ("vocab", rows, None, columns))
+        split = on_each_device(look_up, (("vocab", "embed"), (rows, None)), ("vocab", rows, None, columns))
         return jnp.sum(split(table, tokens), axis=0)
 
 

@@ -111,6 +111,7 @@ class Steps:
     ``update(state, sums) -> (state, zeroed sums, metrics)``; states and sums are donated. Where loss or gradient are
     not finite, ``update`` counts the step as skipped and leaves everything else as it is. ``teacher_params`` is None
     where the network teaches itself. ``row_sharding`` and ``sums_shardings`` tell where microbatches and sums lie.
+    Where groups of devices keep sums of their own, these have a first dimension more, with a place for each group.
     """
 
     zeros: Callable
@@ -142,9 +143,9 @@ def make_steps(
     whole = {"grads": gradients or shardings.params, "loss": replicated, "ce": replicated, "kl": replicated}
     groups = _groups(mesh, whole["grads"])
     lead = (math.prod(mesh.shape[axis] for axis in groups),) if groups else ()
-    sums_sharding = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(groups, *place.spec)), whole)
-    if not groups:
-        sums_sharding = whole
+    sums_sharding = whole
+    if groups:
+        sums_sharding = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(groups, *place.spec)), whole)
     added_up = {**whole, "grads": moments or shardings.params}
     shapes = llama.abstract_params(settings.model)
 

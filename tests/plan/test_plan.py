@@ -249,6 +249,29 @@ def test_an_absent_compiler_is_named_with_its_mend():
 
 
 @needs_tpu_compiler
+def test_on_a_tpu_groups_exchange_sums_once_a_step_too():
+    """In a process of its own, since the compiler is made ready before JAX starts."""
+    program = """
+import sys
+from rcjax.plan.topology import parse, prepare
+topology = parse("v5e:2x4")
+prepare(topology)
+from rcjax.plan.programs import compile_accumulate, compile_update, prepare_setting
+from tests.plan.test_plan import config
+large = {"model.hidden_size": 256, "model.intermediate_size": 512, "model.head_dim": 128, "packing.row_length": 512}
+setting = prepare_setting(config(**large, **{"sharding.preset": "hybrid", "mesh.replica": 2}), topology)
+half = topology.size // 2  # devices of a group
+for program in (compile_accumulate(setting), compile_update(setting)):
+    print(sum(c.total for c in program.collectives if len({member // half for member in c.members}) > 1))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    accumulate, update = map(float, done.stdout.split()[-2:])
+    assert accumulate == 0
+    assert update > 100_000
+
+
+@needs_tpu_compiler
 def test_a_tpu_that_is_not_there(tmp_path):
     """The verdict, an estimate that is consistent with itself, and programs that can be stored."""
     shape = {"model.hidden_size": 256, "model.intermediate_size": 512, "model.head_dim": 128, "data.max_length": 257}
