@@ -88,8 +88,8 @@ def make_program(
         scan_layers=scan_layers,
         attention=attention,
     )
-    gradients, moments = (param_shardings(model, mesh, rules) for rules in (layout.gradients, layout.optimizer))
-    steps = make_steps(loss, tx, schedule, shardings, mesh, average, gradients, moments)
+    gradients = param_shardings(model, mesh, layout.gradients)
+    steps = make_steps(loss, tx, schedule, shardings, mesh, average, gradients)
     taught_by = param_shardings(teacher, mesh, layout.teacher) if teacher else None
     return Program(mesh, model, loss, average, tx, schedule, shardings, taught_by, steps)
 

@@ -129,7 +129,6 @@ def make_steps(
     mesh: Mesh,
     average: Average | None = None,
     gradients: Any = None,
-    moments: Any = None,
 ) -> Steps:
     """Compiles (lazily) the step for a mesh.
 
@@ -137,7 +136,6 @@ def make_steps(
       shardings: where each tensor of the state lives.
       average: keeps ``state.ema`` up.
       gradients: where each sum of gradients lives; None: where its parameter does.
-      moments: where the optimizer keeps what belongs to each parameter; None: where the parameter lives.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     whole = {"grads": gradients or shardings.params, "loss": replicated, "ce": replicated, "kl": replicated}
@@ -146,7 +144,6 @@ def make_steps(
     sums_sharding = whole
     if groups:
         sums_sharding = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(groups, *place.spec)), whole)
-    added_up = {**whole, "grads": moments or shardings.params}
     shapes = llama.abstract_params(settings.model)
 
     def zeros():
@@ -164,13 +161,8 @@ def make_steps(
         run = apart(add_gradients, groups, in_split=(False, True, True, False)) if groups else add_gradients
         return run(params, sums, microbatch, teacher_params)
 
-    def add_up(sums):
-        """Of all groups; each device gets its part of what its optimizer needs."""
-        totals = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums) if groups else sums
-        return jax.lax.with_sharding_constraint(totals, added_up) if groups else totals
-
-    def update(state, sums):
-        sums_of_groups, sums = sums, add_up(sums)
+    def update(state, sums_of_groups):
+        sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums_of_groups) if groups else sums_of_groups
         grads, norm = sums["grads"], optax.tree.norm(sums["grads"])
         finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
         with jax.named_scope("optimizer"):
