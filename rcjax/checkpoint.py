@@ -13,9 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import sys
+import tempfile
 import time
+import traceback
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
+from rcjax.distributed import Barrier, OutOfStepError, everywhere, exchange, leads, tell
 from rcjax.progress import say
 from rcjax.train.state import TrainState
 from rcjax.workdir import flatten
@@ -37,6 +42,7 @@ class CheckpointError(OSError):
 
 # What a checkpoint must have in common with the run that restores it; part of `about`.
 BINDING = ("model", "optimizer", "teacher")
+_ELSEWHERE = "another process failed"
 _STORAGE_ERRORS = (OSError, ValueError, RuntimeError)  # by what tensorstore and orbax raise
 
 
@@ -85,6 +91,7 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy(kept),
             cleanup_tmp_directories=not self._read_only,
             enable_async_checkpointing=True,
+            async_options=None if self._read_only else ocp.AsyncOptions(barrier_sync_fn=Barrier()),
             read_only=self._read_only,
         )
         # Compression takes the processor's time for a tenth of the size: weights are noise to it. OCDBT, which puts
@@ -119,7 +126,7 @@ class Checkpoints:
         """
         self._last_save = self._clock()
         self._finish(last=False)
-        if self._manager.latest_step() != step:
+        if self._manager.latest_step() != step and self._has_room(last):
             args = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data), about=ocp.args.JsonSave(self._about)
             )
@@ -127,37 +134,69 @@ class Checkpoints:
                 self._manager.save(step, args=args, force=True)
                 self._pending = True
             except _STORAGE_ERRORS as error:
-                self._lost(error, last)
+                if jax.process_count() > 1:  # the others may be in the midst of it and wait for this one
+                    raise self._error(_why(error)) from error
+                self._lost(_why(error), last, error)
         if last:
             self._finish(last=True)
 
+    def _has_room(self, last: bool) -> bool:
+        """Whether a directory can be made. In orbax, several processes would wait for minutes for one that can not."""
+        if jax.process_count() == 1:
+            return True
+        why = None
+        if leads():
+            try:
+                with tempfile.TemporaryDirectory(prefix=".room", dir=self.directory):
+                    pass
+            except OSError as error:
+                why = _why(error)
+        why = tell(why)
+        if why is not None:
+            self._lost(why, last, reopen=False)
+        return why is None
+
     def _finish(self, last: bool) -> None:
-        """Waits for the save in progress."""
+        """Waits for the save in progress; all processes learn whether all have written their parts."""
+        error = None
         try:
             self._manager.wait_until_finished()
-        except _STORAGE_ERRORS as error:
-            self._lost(error, last)
-        else:
-            self._failed = 0 if self._pending else self._failed
-        self._pending = False
+        except _STORAGE_ERRORS as caught:
+            error = caught
+        why = None if error is None else _why(error)
+        if self._pending:
+            self._pending = False
+            failed = [(reason, process) for process, reason in enumerate(exchange(why)) if reason is not None]
+            if not failed:
+                self._failed = 0
+                return
+            why, process = min(failed, key=lambda found: found[0] == _ELSEWHERE)
+            why = f"process {process}: {why}" if process else why
+        if why is not None:
+            self._lost(why, last, error)
 
-    def _lost(self, error: Exception, last: bool) -> None:
-        """A save that failed: goes on without it, or ends the run."""
+    def _lost(self, why: str, last: bool, error: Exception | None = None, reopen: bool = True) -> None:
+        """A save that failed, in every process: goes on without it, or ends the run."""
         self._failed += 1
-        why = "no space left on the device" if "No space left" in str(error) else str(error).splitlines()[0][:200]
-        complaint = f"a checkpoint in {self.directory} can not be written ({why})"
-        # Several processes would have to agree to go on; the next start does that.
-        if last or self._failed > self._failures or jax.process_count() > 1:
-            raise CheckpointError(
-                f"{complaint}; earlier ones are whole: mend that and give the same command again"
-            ) from error
-        with contextlib.suppress(*_STORAGE_ERRORS):
-            self._manager.close()
-        self._manager = self._open()  # the old one would raise the same error for ever
+        if last or self._failed > self._failures:
+            raise everywhere(self._error(why)) from error
+        if reopen:
+            with contextlib.suppress(*_STORAGE_ERRORS):
+                self._manager.close()
+            self._manager = self._open()  # the old one would raise the same error for ever
         left = self._failures - self._failed
         say(
-            f"WARNING: {complaint}. TRAINING GOES ON WITHOUT IT; the newest checkpoint is of step {self.latest()}, "
+            f"WARNING: {self._complaint(why)}. TRAINING GOES ON WITHOUT IT; the newest checkpoint is of step "
+            f"{self.latest()}, "
             + (f"{left} more failures in a row are borne" if left else "the next failure ends the run")
+        )
+
+    def _complaint(self, why: str) -> str:
+        return f"a checkpoint in {self.directory} can not be written ({why})"
+
+    def _error(self, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._complaint(why)}; earlier ones are whole: mend that and give the same command again"
         )
 
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
@@ -208,11 +247,12 @@ class Checkpoints:
 
     def before(self, step: int) -> int | None:
         """The newest checkpoint of fewer than ``step`` optimizer steps; None where there is none."""
+        self._finish(last=False)
         return max((found for found in self._manager.all_steps() if found < step), default=None)
 
     def drop_from(self, step: int) -> None:
         """Deletes the checkpoints of ``step`` and later ones."""
-        self._manager.wait_until_finished()
+        self._finish(last=False)
         for found in self._manager.all_steps():
             if found >= step:
                 self._manager.delete(found)
@@ -251,6 +291,17 @@ class Checkpoints:
             ) from error
 
 
+def _why(error: BaseException) -> str:
+    """Why a save failed, in one line; ``_ELSEWHERE`` where this process only waited for another."""
+    while isinstance(error, OutOfStepError) and error.__context__ is not None:
+        error = error.__context__  # what went wrong here, before it came out of step
+    if isinstance(error, OutOfStepError):
+        return _ELSEWHERE
+    if "No space left" in str(error):
+        return "no space left on the device"
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def _restore_args(abstract: Any, **keywords: Any) -> ocp.args.PyTreeRestore:
     """To be laid out as ``abstract`` says; a tensor of another shape is an error."""
     return ocp.args.PyTreeRestore(
@@ -262,19 +313,26 @@ def _restore_args(abstract: Any, **keywords: Any) -> ocp.args.PyTreeRestore:
 def _say_failures_once() -> None:
     """Leaves it to the sentences of this module to tell of failures.
 
-    orbax logs the traceback of each tensor that could not be written or read, and tensorstore then reports to event
-    loops that are closed, a traceback for each of these too: hundreds of lines in which the sentence is lost. At every
-    save orbax warns besides that there is no OCDBT, which is as it should be.
+    orbax logs the traceback of each tensor that could not be written or read, asyncio that of each that nobody asked
+    for, and tensorstore then reports to event loops that are closed, a traceback for each of these too: hundreds of
+    lines in which the sentence is lost. At every save orbax warns besides that there is no OCDBT, which is as it should
+    be.
     """
     absl.logging.get_absl_logger().addFilter(
         lambda record: not ("orbax" in record.pathname and (record.exc_info or "OCDBT" in record.getMessage()))
     )
+    logging.getLogger("asyncio").addFilter(lambda record: not (record.exc_info and _of_orbax(record.exc_info[2])))
     hook = sys.unraisablehook
 
     def without_theirs(unraisable: Any) -> None:
-        traceback = unraisable.exc_traceback
-        code = traceback.tb_frame.f_code if traceback is not None else None
+        trace = unraisable.exc_traceback
+        code = trace.tb_frame.f_code if trace is not None else None
         if code is None or not (code.co_name == "call_soon_threadsafe" or "orbax" in code.co_filename):
             hook(unraisable)
 
     sys.unraisablehook = without_theirs
+
+
+def _of_orbax(trace: types.TracebackType | None) -> bool:
+    """Whether an error came through orbax."""
+    return any("orbax" in frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))

@@ -38,7 +38,7 @@ FOREVER_MS = 30 * 24 * 3600 * 1000  # who is dead is missed otherwise
 FAILURE = "rcjax/failure"
 LOST_PEER = ("Gloo all-", "Gloo reduce", "closed by peer", "reset by peer", "UNAVAILABLE: ", "NCCL operation")
 
-_rounds = itertools.count()
+_rounds, _barriers = itertools.count(), itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,24 +268,59 @@ def leads() -> bool:
 
 def exchange(value: Any) -> list[Any]:
     """A JSON value of each process, on every process, by number. All call it, in the same order; it waits for all."""
-    state, number = _jax.global_state, next(_rounds)
+    return _meet("rcjax", next(_rounds), value, FOREVER_MS)
+
+
+def _meet(series: str, number: int, value: Any, timeout_ms: int) -> list[Any]:
+    """``exchange`` number ``number`` of a series of them that are one behind the other."""
+    state = _jax.global_state
     if state.client is None:
         return [value]
     if not leads():
-        state.client.key_value_set(f"rcjax/{number}/{state.process_id}", json.dumps(value))
-        return json.loads(state.client.blocking_key_value_get(f"rcjax/{number}/all", FOREVER_MS))
+        state.client.key_value_set(f"{series}/{number}/{state.process_id}", json.dumps(value))
+        return json.loads(state.client.blocking_key_value_get(f"{series}/{number}/all", timeout_ms))
     values = [value]
     for process in range(1, state.num_processes):
-        values.append(json.loads(state.client.blocking_key_value_get(f"rcjax/{number}/{process}", FOREVER_MS)))
-    state.client.key_value_set(f"rcjax/{number}/all", json.dumps(values))
+        values.append(json.loads(state.client.blocking_key_value_get(f"{series}/{number}/{process}", timeout_ms)))
+    state.client.key_value_set(f"{series}/{number}/all", json.dumps(values))
     if number:
-        state.client.key_value_delete(f"rcjax/{number - 1}")  # who has come to this round has read the last one
+        state.client.key_value_delete(f"{series}/{number - 1}")  # who has come to this round has read the last one
     return values
 
 
 def tell(value: Any) -> Any:
     """A JSON value of process 0, on every process."""
     return exchange(value if leads() else None)[0]
+
+
+class OutOfStepError(OSError):
+    """Another process did not come to where this one waits for it, because something failed there."""
+
+
+class Barrier:
+    """Where the background threads of all processes wait for each other, time after time; made by all of them.
+
+    A process in which something fails skips a meeting, and comes to the next one. All learn of it there, and none waits
+    here any more: with barriers that do not know which meeting each has come to, all would wait for the time-out.
+    """
+
+    def __init__(self):
+        self._series, self._meetings, self._broken = f"rcjax/barrier/{next(_barriers)}", itertools.count(), False
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        """Waits at the meeting ``key``.
+
+        Raises:
+          OutOfStepError: another process is at another meeting, or one was missed before.
+          JaxRuntimeError: not all have come in time.
+        """
+        if self._broken:
+            raise OutOfStepError("another process failed")
+        self._broken = True  # unless all come
+        keys = _meet(self._series, next(self._meetings), key, timeout_ms)
+        if len(set(keys)) > 1:
+            raise OutOfStepError("another process failed")
+        self._broken = False
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -90,6 +91,18 @@ SMALL = [
 ]
 
 
+ROOM = 15_000  # bytes of a file that a process may write: less than its half of the token table, more than metrics
+
+
+def wait_for(processes, condition, seconds=200):
+    """Until something is so; the processes must live on."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, [process.said() for process in processes]
+        assert all(process.poll() is None for process in processes), [process.said() for process in processes]
+        time.sleep(0.02)
+
+
 def launch(workdirs, kind="flags", fields=(), mode="train", join=60, count=2, only=None, everyone=()):
     """Starts ``launch.py`` in each process of a run; ``fields``: what the last process has besides."""
     processes = []
@@ -134,6 +147,46 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(tmp_path):
         assert row["loss"] == pytest.approx(other["loss"], rel=2e-6)
     for name in ("results.json", "report.html", "export/model.safetensors", "evaluation/evaluation.json"):
         assert (workdir / name).stat().st_size > 0, name
+
+
+def test_a_checkpoint_that_one_process_can_not_write_is_done_without_by_all(tmp_path):
+    """One lacks room, then the directory is away, then the other lacks room until there were too many in a row."""
+    workdir = tmp_path / "run"
+    fields = ["train.steps=40000", "train.log_every=5", "checkpoint.every=10", "checkpoint.failures=8"]
+    fields += ["model.hidden_size=32", "mesh.data=1", "mesh.fsdp=2"]
+    processes = launch([workdir] * 2, mode="train", everyone=fields)
+    checkpoints, away = workdir / "checkpoints", workdir / "away"
+
+    def warnings():
+        return [line for line in processes[0].said()[0].splitlines() if "TRAINING GOES ON WITHOUT IT" in line]
+
+    def saved():
+        return max((int(path.name) for path in checkpoints.glob("[0-9]*") if path.name.isdigit()), default=0)
+
+    wait_for(processes, lambda: saved() >= 10)
+    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (ROOM, resource.RLIM_INFINITY))
+    wait_for(processes, warnings)
+    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    assert "can not be written (process 1: " in warnings()[0]
+    last = saved()
+    wait_for(processes, lambda: saved() > last)
+
+    seen = len(warnings())
+    checkpoints.rename(away)
+    wait_for(processes, lambda: len(warnings()) > seen)
+    away.rename(checkpoints)
+    last = saved()
+    wait_for(processes, lambda: saved() > last)
+
+    resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (ROOM, resource.RLIM_INFINITY))
+    (code, said, complained), (other, nothing, alike) = launched(processes)
+    assert (code, other, nothing) == (2, 2, ""), (said, complained, alike)
+    assert "the next failure ends the run" in said
+    assert "another process failed" not in said, "the reason is that of the process that failed"
+    assert (complained + alike).count("mend that and give the same command again") == 1
+    assert "Traceback" not in complained + alike
+    logged = [row["step"] for row in rows(workdir)]
+    assert logged == [1, *range(5, logged[-1] + 1, 5)]
 
 
 def test_one_process_is_told_to_stop_and_all_save_and_end_with_the_code_that_says_so(tmp_path):
