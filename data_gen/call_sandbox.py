@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import marshal
 import os
 import pickle
 import select
@@ -189,9 +190,8 @@ class CallWorker:
         try:
             self._orders.settimeout(_GRACE)
             self._orders.send(b"K")
-            ended = json.loads(self._orders.recv(1 << 16))
-            self._orders.send(b"C")
-        except (OSError, ValueError):
+            ended = marshal.loads(self._orders.recv(1 << 16))
+        except (OSError, EOFError, ValueError):
             return False
         return "lost" not in ended
 

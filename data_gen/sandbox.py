@@ -161,7 +161,7 @@ class _Worker:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=(request_read, reply_write),
-            env={"PYTHONHASHSEED": "0", "PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+            env={"PYTHONHASHSEED": "0", "PATH": os.defpath, "LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1"},
             cwd="/",
             start_new_session=True,
         )
@@ -190,23 +190,19 @@ class _Worker:
         return reply
 
     def _receive(self, seconds: float) -> dict | None:
-        def exactly(count: int) -> bytes | None:
-            data = b""
-            while len(data) < count:
-                # poll, not select: a training process may well hold more than 1,024 descriptors.
-                poll = select.poll()
-                poll.register(self._replies, select.POLLIN)
-                if not poll.poll(seconds * 1000):
-                    return None
-                part = os.read(self._replies, count - len(data))
-                if not part:
-                    return None
-                data += part
-            return data
-
-        header = exactly(4)
-        body = exactly(struct.unpack("<I", header)[0]) if header else None
-        return json.loads(body) if body else None
+        data, size = b"", 4
+        poll = select.poll()  # not select: a training process may well hold more than 1,024 descriptors
+        poll.register(self._replies, select.POLLIN)
+        while len(data) < size:
+            if not poll.poll(seconds * 1000):
+                return None
+            part = os.read(self._replies, 1 << 20)  # nothing follows a reply before the next request
+            if not part:
+                return None
+            data += part
+            if len(data) >= 4:
+                size = 4 + struct.unpack_from("<I", data)[0]
+        return json.loads(data[4:])
 
     def close(self) -> None:
         for fd in (self._requests, self._replies):
@@ -252,6 +248,7 @@ class Sandbox:
           SandboxError: the interpreter of a worker does not start, or isolation is required and lacking.
         """
         self.limits = limits or Limits()
+        self._limits = dataclasses.asdict(self.limits)
         self.workers = workers or len(os.sched_getaffinity(0))
         self._options = {"means": list(means), "readable": [os.fspath(path) for path in readable]}
         self._options["work_bytes"] = WORK_BYTES
@@ -302,7 +299,7 @@ class Sandbox:
           SandboxError: a lost worker could not be replaced.
         """
         code, tests = program.parts
-        request = {"code": code, "tests": tests, "limits": dataclasses.asdict(self.limits)}
+        request = {"code": code, "tests": tests, "limits": self._limits}
         if program.stdin is not None:
             request |= {"stdin": program.stdin, "split": True, "script": not program.tests}
         return _outcome(self._request(request, self.limits.wall_seconds))

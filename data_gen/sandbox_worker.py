@@ -29,6 +29,11 @@ import typing  # noqa: F401
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.append(ROOT)  # for the imports below alone: programs shall not see our packages
+# `random` would seed itself anew in every fork, at the price of a tenth of an attempt; attempts want the same seed.
+_register, os.register_at_fork = os.register_at_fork, lambda **_: None
+import random  # noqa: E402, F401
+
+os.register_at_fork = _register
 from data_gen.isolated import attempt, messages, namespaces, zygote  # noqa: E402
 
 sys.path.remove(ROOT)

@@ -1,9 +1,12 @@
 """The child: runs one program within its limits. ``start`` never returns.
 
-Requests come over ``control`` (a stream socket); what they ask for:
+Requests come over ``control`` (a stream socket), answers go into a pipe; what requests ask for:
 
     {"argv": [...]}   become another program: a compiler, or what it made
     {"code": "..."}   run Python, then take the steps of its tests and answer questions about it
+
+The supervisor is woken by a byte on ``control`` when it has something to do: behind the last step, or where it may have
+to ask more. (When nothing comes for some milliseconds it looks at the pipe by itself.)
 
 Answers are about a program that may have taken this very process over. So they are only ever values and errors, never a
 verdict: the supervisor knows what they should be, and this process does not.
@@ -16,44 +19,43 @@ import contextlib
 import io
 import os
 import random
-import signal
+import socket
 import sys
+from _signal import ITIMER_PROF, setitimer
+from os import chdir, closerange, dup2, setsid, umask
 
 from data_gen.isolated import feedback, messages, namespaces
 from data_gen.isolated.feedback import FILE
+from data_gen.isolated.messages import read_order
+from data_gen.isolated.namespaces import drop_privileges, limit
 
-CONTROL = 3  # its descriptor in the child
+CONTROL, ANSWERS, FIRST_FREE = 3, 4, 5  # descriptors in the child
 FUTURE = 0x1FF0000  # flags of `from __future__` imports: tests are compiled as the code that they follow
 
 
 def start(descriptors, directory: str, user: int | None) -> None:
     """Gives up every right, then serves the request."""
-    os.setsid()
-    os.chdir(directory)
-    os.umask(0o077)
-    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-    # Not onto one another: first out of the way, then into place.
-    moved = [os.dup(fd) for fd in [_above(fd) for fd in descriptors]]
-    for fd, place in zip(moved, (CONTROL, 1, 2), strict=True):
-        os.dup2(fd, place)
-    os.closerange(4, 1024)
-    namespaces.drop_privileges(user)
-    namespaces.die_with_parent()
-    request = messages.read_message(CONTROL)
-    namespaces.limit(request["limits"], request.get("committed", False))
+    setsid()
+    chdir(directory)
+    umask(0o077)
+    control, output, errors, answers = descriptors  # all above the numbers that they get
+    dup2(control, CONTROL)
+    dup2(answers, ANSWERS)
+    dup2(output, 1)
+    dup2(errors, 2)
+    closerange(FIRST_FREE, 1024)
+    drop_privileges(user)
+    if not _ready.dies_with_zygote:
+        namespaces.die_with_parent()
+    request = read_order(CONTROL)
+    limit(request["limits"])
     # A fraction of a second can be limited only by a timer; RLIMIT_CPU stands behind it in whole seconds.
     if "argv" in request:
         become(request, directory)
     else:
-        signal.setitimer(signal.ITIMER_PROF, request["limits"]["cpu_seconds"])
+        setitimer(ITIMER_PROF, request["cpu_seconds"])
         _python(request)
     os._exit(0)
-
-
-def _above(fd: int) -> int:
-    while fd <= CONTROL:
-        fd = os.dup(fd)
-    return fd
 
 
 def _feed(text: str) -> None:
@@ -92,7 +94,8 @@ class Ready:
     """What every Python program finds: made once, in the zygote, for each child to have as its own copy. Done in each
     child it would cost a page fault for every object that it touches."""
 
-    def __init__(self, directory: str):
+    def __init__(self, directory: str, dies_with_zygote: bool):
+        self.dies_with_zygote = dies_with_zygote  # as do all in a pid namespace whose process 1 it is
         os.environ.clear()
         os.environ.update(HOME=directory, PATH="/usr/bin:/bin", TMPDIR=directory)
         sys.argv[:] = [FILE]
@@ -110,49 +113,99 @@ class Ready:
         # Builtins of its own: what the program replaces there must not change how the harness counts and reads.
         own = type(sys)("builtins")
         own.__dict__.update(builtins.__dict__)
-        self.module.__dict__["__builtins__"] = sys.modules["builtins"] = own
+        self.builtins = self.module.__dict__["__builtins__"] = sys.modules["builtins"] = own
 
 
-def prepare(directory: str) -> None:
+def prepare(directory: str, dies_with_zygote: bool) -> None:
     """Called by the zygote before it forks."""
     global _ready
-    _ready = Ready(directory)
+    _ready = Ready(directory, dies_with_zygote)
+    random.seed(0)  # so attempts that draw at random see the same numbers in every run
+    _rehearse(_ready)
+
+
+_REHEARSALS = 40  # after 8 to 20 calls the interpreter has adapted bytecode to what it meets
+_REHEARSED = """
+import math
+
+class Counter:
+    def __init__(self):
+        self.seen = {}
+
+    def add(self, word):
+        self.seen[word] = self.seen.get(word, 0) + 1
+
+def solve(words, least=1):
+    counter = Counter()
+    for word in words:
+        counter.add(word.lower())
+    found = sorted(name for name, count in counter.seen.items() if count >= least)
+    return [f"{name}:{len(name)}" for name in found][: math.floor(9.5)]
+"""
+
+
+def _rehearse(ready: Ready) -> None:
+    """Has this process do what its children will, with a program of its own.
+
+    What the interpreter learns by it (adapted bytecode, methods found, symbols bound) every child then has; else each
+    would learn it again, at the price of a page of its own for every spot where that is noted.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(os.devnull, "wb") as null:
+        for number in range(_REHEARSALS):
+            wrong = "assert False" if number % 2 else "assert solve(['a']) == ['a:1']"
+            steps = [
+                {"eval": [["solve(['b', 'A', 'a'])", 20], ["len('ab')", 20]], "pause": False},
+                {"run": wrong, "line": 21, "token": "0"},
+            ]
+            request = {"code": _REHEARSED, "blank": 1, "script": False, "steps": steps}
+            control, nowhere = theirs.fileno(), null.fileno()
+            session = Session(request, ready.writer, {"__builtins__": ready.builtins}, control, nowhere, nowhere)
+            ours.sendall(messages.order({"repr": 0}) + messages.order({"next": True}))
+            session.serve(steps, b"0")
+            ours.recv(1 << 16)
 
 
 _ready: Ready | None = None
 
 
 def _python(request: dict) -> None:
-    random.seed(0)  # a fork seeds it anew; so attempts that draw at random see the same numbers in every run
+    if request["several"]:  # of the program's own processes each draws other numbers, as everywhere
+        os.register_at_fork(after_in_child=random.seed)
     if request["stdin"]:
         _feed(request["stdin"])
     if request["split"]:
         sys.stderr = sys.__stderr__ = _ready.errors
     else:
         os.dup2(1, 2)
-    Session(request, _ready).serve(request["steps"], request["mark"].encode())
+    session = Session(request, _ready.writer, _ready.module.__dict__, CONTROL, 1, ANSWERS)
+    session.serve(request["steps"], request["mark"])
 
 
 class Session:
     """A program and its namespace after it was run. Keeps what it still needs by names of its own, so that a program
     that spoils modules spoils its own answers least."""
 
-    def __init__(self, request: dict, ready: Ready):
+    def __init__(self, request: dict, writer, namespace: dict, control: int, output: int, answers: int):
         self.code, self.blank, self.script = request["code"], request["blank"], request["script"]
-        self.writer, self.namespace = ready.writer, ready.module.__dict__
+        self.writer, self.namespace = writer, namespace
+        self.control, self.output, self.answers = control, output, answers
         self.flags = 0
         self.kept: list = []
-        self._frame, self._dump, self._read = messages.framed, messages.dump_plain, messages.read_message
+        self._frame, self._dump, self._read = messages.framed, messages.dump_plain, read_order
         self._write = os.write
         self._record = feedback.record
 
     def answer(self, message: dict) -> None:
         """Sends an answer, behind everything that the program has printed so far."""
-        with contextlib.suppress(BaseException):
+        try:  # noqa: SIM105 (no object for what most often does nothing)
             self.writer.flush()
-        data = memoryview(self._frame(message))
-        while data:
-            data = data[self._write(CONTROL, data) :]
+        except BaseException:
+            pass
+        data = self._frame(message)
+        sent = self._write(self.answers, data)
+        while sent < len(data):
+            sent += self._write(self.answers, memoryview(data)[sent:])
 
     def serve(self, steps: list[dict], mark: bytes) -> None:
         """Runs the code and takes the steps one after the other without waiting for anybody, but where ``paused``.
@@ -170,13 +223,14 @@ class Session:
             if paused(step, found):
                 self.questions()
             with contextlib.suppress(OSError):
-                self._write(1, mark)
+                self._write(self.output, mark)
         self.questions()
 
     def questions(self) -> None:
         """Answers questions until the supervisor wants the next step, or hangs up."""
         while True:
-            question = self._read(CONTROL)
+            self._write(self.control, b".")
+            question = self._read(self.control)
             if question is None:
                 os._exit(0)
             if "next" in question:

@@ -66,7 +66,7 @@ def start(descriptors, directory: str, user: int | None) -> None:
     namespaces.die_with_parent()
     request = messages.read_message(CONTROL)
     request["limits"]["memory_mb"] += MAPPED[0]
-    namespaces.limit(request["limits"])
+    namespaces.limit(namespaces.resource_limits(request["limits"]))
     memory = request["limits"]["memory_mb"] << 20
     for kind in (resource.RLIMIT_DATA, resource.RLIMIT_STACK):
         resource.setrlimit(kind, (memory, memory))

@@ -20,6 +20,7 @@ import functools
 import importlib
 import operator
 import os
+import types
 from collections.abc import Callable
 
 from data_gen.isolated import attempt, feedback, messages
@@ -326,6 +327,22 @@ class _Kept:
                 continue
 
 
+def _asked_of(part: ast.expr) -> tuple[int, ...]:
+    """Numbers of the program's values that an expression of a test takes. A test is met again and again, so it is found
+    out once."""
+    if not hasattr(part, "asked_of"):
+        names = [node.id for node in ast.walk(part) if isinstance(node, ast.Name) and node.id.startswith("__value")]
+        part.asked_of = tuple(int(name[7:]) for name in names)
+    return part.asked_of
+
+
+def _compiled(expression: ast.expr) -> types.CodeType:
+    if not hasattr(expression, "compiled"):
+        whole = ast.fix_missing_locations(ast.Expression(expression))
+        expression.compiled = compile(whole, feedback.FILE, "eval")
+    return expression.compiled
+
+
 class _Test:
     """One assertion whose questions are answered."""
 
@@ -387,8 +404,7 @@ class _Test:
 
     def plain(self, part: ast.expr) -> bool:
         """Whether everything in it is plain data or computed from that here."""
-        names = [node.id for node in ast.walk(part) if isinstance(node, ast.Name) and node.id.startswith("__value")]
-        return all(self.values[int(name[7:])].plain for name in names)
+        return all(self.values[number].plain for number in _asked_of(part))
 
     def compute(self, expression: ast.expr):
         """The value of an expression of plain data, computed here."""
@@ -396,9 +412,8 @@ class _Test:
             return expression.value
         names = {f"__value{number}": kept.value for number, kept in enumerate(self.values) if kept.plain}
         try:
-            whole = ast.fix_missing_locations(ast.Expression(expression))
             scope = {"__builtins__": _SAFE} | self.step.known | names
-            return eval(compile(whole, feedback.FILE, "eval"), scope)
+            return eval(_compiled(expression), scope)
         except Exception as error:
             raise self.failed(error) from error
 

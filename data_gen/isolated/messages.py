@@ -1,4 +1,8 @@
-"""Messages between the processes: a length of four bytes, then JSON or plain pickled data."""
+"""Messages between the processes: a length of four bytes, then JSON or plain pickled data.
+
+Orders to a process are in the form of ``marshal``, which is read with a tenth of the work and memory of JSON. It must
+not be read from a process that foreign code has had: what comes from there is JSON.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ import pickle
 
 # By name: a program that replaces `json.dumps` shall spoil its own calls alone.
 from json import dumps, loads
+from marshal import dumps as dump_order
+from marshal import loads as load_order
+from os import read
 from struct import pack, unpack
 
 _pickled = pickle.dumps
@@ -28,6 +35,27 @@ def read_message(fd: int):
         return None
     body = _read_exactly(fd, unpack("<I", header)[0])
     return None if body is None else loads(body)
+
+
+def read_order(fd: int):
+    """The next order, None at the end of the stream. From a process that can be trusted."""
+    header = read(fd, 4)
+    if len(header) != 4:
+        return None
+    size = unpack("<I", header)[0]
+    body = read(fd, size)
+    while len(body) < size:
+        part = read(fd, size - len(body))
+        if not part:
+            return None
+        body += part
+    return load_order(body)
+
+
+def order(message) -> bytes:
+    """``message`` as bytes for ``read_order``."""
+    body = dump_order(message)
+    return pack("<I", len(body)) + body
 
 
 def _read_exactly(fd: int, count: int):

@@ -12,6 +12,8 @@ import resource
 import signal
 import struct
 import sys
+from os import setgroups, setresgid, setresuid
+from resource import setrlimit
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -218,6 +220,12 @@ def close_to_others() -> None:
     _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def give_back_memory() -> None:
+    """Returns free memory of the C library to the system, where the library can."""
+    if hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
+
+
 def renounce() -> None:
     """Neither this process nor a child of it can ever gain rights that it does not have now."""
     for capability in range(41):
@@ -229,15 +237,15 @@ def renounce() -> None:
 def drop_privileges(user: int | None) -> None:
     """Becomes ``user`` for good, which costs every capability; None: stays who it is and gives them away."""
     if user is not None:
-        os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
+        setgroups([])
+        setresgid(user, user, user)
+        setresuid(user, user, user)
     else:
         _call("capset", struct.pack("<Ii", CAPABILITY_VERSION, 0), bytes(24))
 
 
-def limit(limits: dict, committed: bool = False) -> None:
-    """Sets the resource limits of this process and its children.
+def resource_limits(limits: dict, committed: bool = False) -> list[tuple[int, int, int]]:
+    """(number, soft, hard) of each resource limit, for ``limit``.
 
     Args:
       limits: the fields of ``sandbox.Limits``.
@@ -246,15 +254,21 @@ def limit(limits: dict, committed: bool = False) -> None:
     """
     whole = math.ceil(limits["cpu_seconds"])
     memory = limits["memory_mb"] << 20
-    for kind, soft, hard in (
+    return [
         (resource.RLIMIT_CPU, whole, whole + 1),
         (resource.RLIMIT_DATA if committed else resource.RLIMIT_AS, memory, memory),
         (resource.RLIMIT_FSIZE, limits["file_bytes"], limits["file_bytes"]),
         (resource.RLIMIT_NOFILE, limits["open_files"], limits["open_files"]),
         (resource.RLIMIT_NPROC, limits["processes"], limits["processes"]),
         (resource.RLIMIT_CORE, 0, 0),
-    ):
-        present = resource.getrlimit(kind)[1]
-        if present != resource.RLIM_INFINITY and os.geteuid() != 0:  # an ordinary user can only lower a hard limit
-            soft, hard = min(soft, present), min(hard, present)
-        resource.setrlimit(kind, (soft, hard))
+    ]
+
+
+def limit(limits: list[tuple[int, int, int]]) -> None:
+    """Sets resource limits of this process and its children."""
+    for kind, soft, hard in limits:
+        try:
+            setrlimit(kind, (soft, hard))
+        except (OSError, ValueError):  # an ordinary user can only lower a hard limit
+            present = resource.getrlimit(kind)[1]
+            setrlimit(kind, (min(soft, present), min(hard, present)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import marshal
 import os
 import resource
 import select
@@ -14,6 +15,7 @@ import time
 
 from data_gen.isolated import feedback, judge, messages, namespaces
 
+LOOK = 0.005  # seconds after which answers are looked for of which the child has said nothing
 WATCH = 0.05  # seconds between looks at the memory of programs that may start processes
 
 
@@ -24,27 +26,27 @@ class Ended(Exception):
 class Attempt:
     """This side of one child: what it prints, what it answers, how it ended."""
 
-    def __init__(self, orders: socket.socket, helpers: frozenset[int] = frozenset()):
+    def __init__(self, orders: socket.socket, helpers: frozenset[int] = frozenset(), letter: bytes = b"F"):
         """Orders the child. It is ready, and without rights, before there is anything for it to do.
 
-        ``helpers``: processes below this one that are none of the program's.
+        ``helpers``: processes below this one that are none of the program's. ``letter``: see ``zygote.py``.
         """
         self.orders, self.helpers = orders, helpers
         self.output, self.errors, self.answers = bytearray(), bytearray(), bytearray()
-        self.overran = self.memory = False
+        self.overran = self.memory = self.looking = False
         self.ended: dict | None = None
         self.control, child = socket.socketpair()
-        (out_read, out_write), (err_read, err_write) = os.pipe(), os.pipe()
-        socket.send_fds(orders, [b"F"], [child.fileno(), out_write, err_write])
+        (out_read, out_write), (err_read, err_write), (self.inbox, inbox_write) = os.pipe(), os.pipe(), os.pipe()
+        socket.send_fds(orders, [letter], [child.fileno(), out_write, err_write, inbox_write])
         child.close()
         self.streams = {out_read: self.output, err_read: self.errors}
         self.open = {self.control.fileno(), *self.streams}
         self.poll = select.poll()
         for fd in (*self.open, orders.fileno()):
             self.poll.register(fd, select.POLLIN)
-        for fd in (out_write, err_write):
+        for fd in (out_write, err_write, inbox_write):
             os.close(fd)
-        for fd in self.streams:
+        for fd in (*self.streams, self.inbox):
             os.set_blocking(fd, False)
         self.control.setblocking(False)
 
@@ -69,7 +71,7 @@ class Attempt:
         return self.answer()
 
     def tell(self, message: dict) -> None:
-        data = memoryview(messages.framed(message))
+        data = memoryview(messages.order(message))
         while data:
             try:
                 data = data[self.control.send(data) :]
@@ -115,12 +117,20 @@ class Attempt:
             raise Ended
         if writing:
             self.poll.modify(self.control.fileno(), select.POLLIN | select.POLLOUT)
-        for fd, event in self.poll.poll(1000 * (min(left, WATCH) if self.watched else left)):
+        pause = min(left, WATCH if self.watched else left, left if self.looking else LOOK)
+        events = self.poll.poll(1000 * pause)
+        if not events and not self.looking:
+            self.looking = True
+            self.open.add(self.inbox)
+            self.poll.register(self.inbox, select.POLLIN)
+        for fd, event in events:
             if fd == self.orders.fileno():
                 self._end()
             elif fd == self.control.fileno():
                 if event & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                    self._receive()
+                    self._rung()
+            elif fd == self.inbox:
+                self._receive()
             else:
                 self._drain(fd)
         if writing and self.control.fileno() in self.open:
@@ -130,17 +140,25 @@ class Attempt:
             self.kill()
             raise Ended
 
-    def _receive(self) -> None:
+    def _rung(self) -> None:
+        """The child says that it has answered."""
         try:
-            data = self.control.recv(1 << 20)
+            if not self.control.recv(1 << 12):
+                self._close(self.control.fileno())
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if data:
-            self.answers += data
-        else:
             self._close(self.control.fileno())
+        self._receive()
+
+    def _receive(self) -> None:
+        try:
+            data = os.read(self.inbox, 1 << 20)
+        except BlockingIOError:
+            return
+        self.answers += data
+        if not data:
+            self._close(self.inbox)
 
     def _drain(self, fd: int) -> bool:
         """Reads once; what is past the limit is dropped. False if there is nothing (more)."""
@@ -163,7 +181,9 @@ class Attempt:
         data = self.orders.recv(1 << 16)
         if not data:
             raise OSError("the zygote is gone")
-        self.ended = json.loads(data)
+        self._receive()
+        ended = marshal.loads(data)
+        self.ended = ended if isinstance(ended, dict) else dict(zip(("code", "cpu"), ended, strict=True))
 
     def kill(self) -> None:
         """Ends the child; returns when nothing of it is left."""
@@ -182,7 +202,7 @@ class Attempt:
     def close(self) -> None:
         """Ends the child if it is still there and lets go of everything."""
         self.kill()
-        for fd in self.streams:
+        for fd in (*self.streams, self.inbox):
             os.close(fd)
         self.control.close()
 
@@ -219,7 +239,7 @@ def run_python(attempt: Attempt, request: dict) -> dict:
     whole = steps is None  # tests that are no Python by themselves: one file, with all that this means
     asked = [judge.question(step, first) for step in steps or ()]
     mark = os.urandom(12).hex()
-    sent = {"code": code + tests if whole else code, "limits": request["limits"], "mark": mark}
+    sent = {"code": code + tests if whole else code, "mark": mark.encode(), **_limits(request["limits"])}
     sent |= {"steps": [question for question in asked if question], "blank": tests.count("\n")}
     sent |= {"stdin": request.get("stdin", "")} | {name: request.get(name, False) for name in ("split", "script")}
     attempt.begin(request["limits"], more_output=len(mark) * len(asked))
@@ -248,6 +268,12 @@ def run_python(attempt: Attempt, request: dict) -> dict:
     return _reply(attempt, status, error, tail)
 
 
+def _limits(limits: dict, committed: bool = False) -> dict:
+    """What a child has to know of its limits."""
+    found = {"limits": namespaces.resource_limits(limits, committed), "cpu_seconds": limits["cpu_seconds"]}
+    return found | {"several": limits["processes"] > 1}
+
+
 def run_stages(attempt: Attempt, request: dict) -> tuple[dict, Attempt]:
     """Runs commands one after the other in one private directory, until one fails: (reply, the last attempt)."""
     replies: list[dict] = []
@@ -255,9 +281,9 @@ def run_stages(attempt: Attempt, request: dict) -> tuple[dict, Attempt]:
     for stage in request["stages"]:
         if replies:
             attempt.close()
-            attempt = Attempt(attempt.orders, attempt.helpers)
-        sent = {name: stage[name] for name in ("argv", "limits", "committed", "environment", "stdin")}
-        sent["files"] = files
+            attempt = Attempt(attempt.orders, attempt.helpers, b"S")
+        sent = {name: stage[name] for name in ("argv", "environment", "stdin")}
+        sent |= {"files": files, **_limits(stage["limits"], stage["committed"])}
         attempt.begin(stage["limits"])
         try:
             attempt.tell(sent)
@@ -333,7 +359,6 @@ def serve(orders: socket.socket, requests: int, replies: int, base: str) -> None
         # What is left to do is done while the other side is busy with the answer.
         try:
             attempt.close()
-            orders.send(b"C")
             attempt = Attempt(orders, helpers)
         except OSError:
             break  # the zygote is gone; this worker will be replaced

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from data_gen.sandbox import REQUIRE, Limits, Program, Sandbox, SandboxError, Verdict
+from data_gen.sandbox import MEANS, REQUIRE, Limits, Program, Sandbox, SandboxError, Verdict
 
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=2.0, memory_mb=256, output_bytes=2000)
 ECHO = Program("def solve(x):\n    return x\n", ("assert solve(1) == 1",))
@@ -158,6 +158,64 @@ def test_nothing_passes_from_one_program_to_the_next(sandbox):
 def test_sets_and_random_numbers_are_the_same_in_every_run(sandbox):
     program = Program("import random\nprint(set('abcdefgh'), random.random())\n")
     assert len({sandbox.run(program).feedback for _ in range(4)}) == 1
+
+
+def test_processes_of_a_program_draw_other_numbers_than_it_does():
+    code = """
+import os, random
+source, target = os.pipe()
+if not os.fork():
+    os.write(target, str(random.random()).encode())
+    os._exit(0)
+os.wait()
+other = float(os.read(source, 100))
+print(other == random.random())
+"""
+    with Sandbox(1, Limits(processes=8)) as sandbox:
+        assert sandbox.run(Program(code)).feedback == "False\n"
+
+
+def test_a_test_that_fails_is_told_though_the_next_one_hangs(sandbox):
+    code = "def solve(x):\n    while x > 1:\n        pass\n    return x\n"
+    started = time.monotonic()
+    outcome = sandbox.run(Program(code, ("assert solve(1) == 2", "assert solve(2) == 2")))
+    assert (outcome.verdict, time.monotonic() - started < 0.4) == (Verdict.FAILED, True)
+    assert "got 1, expected 2" in outcome.feedback
+
+
+def test_answers_that_a_pipe_does_not_hold_are_read(sandbox):
+    code = "def solve(n):\n    return 'x' * n\n"
+    tests = tuple(f"assert len(solve({size})) == {size}" for size in (1_000_000, 70_000, 10, 65_536))
+    assert sandbox.run(Program(code, tests)).verdict == Verdict.PASSED
+
+
+@pytest.mark.parametrize("closed", ["3", "4", "0, 1, 2, 3, 4", "*range(64)"])
+def test_a_program_that_closes_descriptors_of_its_harness_does_not_pass(sandbox, closed):
+    code = f"import os\nfor fd in [{closed}]:\n    try:\n        os.close(fd)\n    except OSError:\n        pass\n"
+    outcome = sandbox.run(Program(code + "def solve(x):\n    return x\n", ("assert solve(1) == 1",)))
+    assert outcome.verdict in (Verdict.CRASHED, Verdict.FAILED)
+    assert sandbox.run(ECHO).verdict == Verdict.PASSED
+
+
+@pytest.mark.parametrize("means", MEANS)
+def test_what_one_program_leaves_in_its_directories_no_other_finds(means):
+    leave = [
+        "open('left', 'w').write('x')",
+        "import os\nos.mkdir('left')",
+        "import os\nos.chmod('.', 0o500)",
+        "import os, shutil\nshutil.rmtree(os.getcwd())\nos.symlink('/etc', os.path.join(os.environ['HOME']))",
+        "open(__import__('os').environ['TMPDIR'] + '/../left', 'w').write('x')",
+        "import os\nos.setxattr('.', 'user.left', b'x')",
+    ]
+    look = "import os\nhere = os.getcwd()\nprint(os.listdir('.'), oct(os.stat('.').st_mode), os.listxattr('.'))"
+    if means != "limits":
+        look += "\nprint(os.listdir('/tmp'))"
+    with Sandbox(1, means=[means]) as sandbox:
+        clean = sandbox.run(Program(look)).feedback
+        assert clean.startswith("[] 0o40700 []\n")
+        for code in leave:
+            sandbox.run(Program(code))
+            assert sandbox.run(Program(look)).feedback == clean, code
 
 
 def test_modules_that_the_zygote_did_not_load_can_be_imported(sandbox):
