@@ -4,7 +4,7 @@ It never reads a program: what a child inherits from it can not hold anything of
 namespace it is process 1 there, so that no program can signal it, and whatever a program leaves running dies with
 ``kill(-1)``.
 
-The supervisor sends a letter, with file descriptors; the answer is one JSON datagram when the child has ended:
+The supervisor sends a letter, with file descriptors; when the child has ended it gets a datagram (``marshal``).
 
     F  make the private directory new if a program changed anything in it, and fork, with (control, ...) descriptors
     S  fork for the next step of the same program, which finds what the last one wrote
@@ -25,8 +25,8 @@ import os
 import select
 import socket
 import time
+from _signal import SIGKILL  # a number, no enumeration
 from os import close, fork, kill, lstat, wait4
-from signal import SIGKILL
 
 from data_gen.isolated import attempt, namespaces
 
@@ -73,7 +73,7 @@ class Zygote:
             letter, sent, _, _ = receive(16, room)
             if not letter:
                 break
-            if letter == b"F" and (self.print is None or self.print != self._look()):
+            if letter == b"F" and (self.clean_state is None or self.clean_state != self._state()):
                 self.clean()
             if letter != b"K":
                 self.fork(array.array("i", sent[0][2]))
@@ -150,9 +150,9 @@ class Zygote:
         os.mkdir(self.work, 0o700)
         if self.user is not None:
             os.chown(self.work, self.user, self.user)
-        self.print = self._look()
+        self.clean_state = self._state()
 
-    def _look(self) -> tuple | None:
+    def _state(self) -> tuple | None:
         """What can not stay the same when a program writes to its directories; None if that is not known."""
         try:
             work = lstat(self.work)
