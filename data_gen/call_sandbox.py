@@ -41,6 +41,7 @@ _GRACE = 10.0
 _CHUNK = 1 << 20  # also the size of a pipe
 _PYTHON = ("-S", "-s", "-P", "-B")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PATH": os.defpath, "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
+_ENVIRONMENT["LD_BIND_NOW"] = "1"  # symbols that only a child uses would be looked up by every child
 
 
 class CallsLost(RuntimeError):
@@ -83,16 +84,28 @@ def packages() -> list[str]:
     return [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
 
 
+def packed(inputs: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
+    """Task to suite to inputs, each a sequence of arguments, for ``CallWorker``."""
+    return pickle.dumps(
+        {task: {name: pickle.dumps(list(them), 5) for name, them in of.items()} for task, of in inputs.items()}, 5
+    )
+
+
 class CallWorker:
     """One zygote; runs one program at a time."""
 
-    def __init__(self, inputs: Mapping[str, Mapping[str, Sequence[Any]]]):
-        """``inputs``: task to suite to inputs, each a sequence of arguments.
+    def __init__(self, inputs: bytes, plain: bool = False):
+        """Starts it.
+
+        Args:
+          inputs: by ``packed``.
+          plain: for programs that import nothing but ``stateless.PLAIN_MODULES``. Others find numpy loaded, as they do
+            in evalplus, which makes a run several times as dear.
 
         Raises:
           SandboxError: the interpreter does not start.
         """
-        self._inputs = pickle.dumps(inputs, 5)
+        self._inputs, self._plain = inputs, plain
         self._open()
 
     def _open(self) -> None:
@@ -100,6 +113,7 @@ class CallWorker:
         os.chmod(self._base, 0o711)
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         options = {"packages": packages(), "readable": packages(), "work_bytes": WORK_BYTES}
+        options["plain"] = self._plain
         self._process = subprocess.Popen(
             [sys.executable, *_PYTHON, str(_WORKER), str(theirs.fileno()), self._base, json.dumps(options)],
             stdin=subprocess.PIPE,

@@ -3,7 +3,8 @@
     python -S -s -P -B calls_worker.py ORDERS_FD BASE_DIRECTORY OPTIONS < inputs.pickle
 
 OPTIONS is JSON: ``packages``, directories of installed packages, which programs may import; ``work_bytes`` and
-``readable`` as in ``sandbox_worker.py``, whose isolation this is.
+``readable`` as in ``sandbox_worker.py``, whose isolation this is; ``plain``, whether programs import
+nothing but modules of Python itself.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ sys.path_importer_cache.clear()
 
 def main() -> None:
     orders, base = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
-    calls.prepare(pickle.load(sys.stdin.buffer))
+    calls.prepare(pickle.load(sys.stdin.buffer), OPTIONS["plain"])
     os.umask(0o077)
     seed = os.getpid()
     reached = sandbox_worker.confine(orders, "namespaces", base, OPTIONS)
+    calls.settle(sandbox_worker.private_directory(reached, base))
     sandbox_worker.serve(orders, reached, base, OPTIONS, seed, calls.start)
 
 

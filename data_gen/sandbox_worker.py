@@ -145,9 +145,14 @@ def serve(orders: socket.socket, reached: dict, base: str, options: dict, seed: 
         reached["lacks"].append("private root (programs can read what their user may, and write where everybody may)")
     elif not os.path.isdir("/proc/self"):
         reached["lacks"].append("/proc")
-    work = namespaces.WORK if reached["root"] else os.path.join(base, "attempt")
+    work = private_directory(reached, base)
     zygote.Zygote(orders, reached, work, options["work_bytes"], start).run()
     os._exit(0)
+
+
+def private_directory(reached: dict, base: str) -> str:
+    """Where programs may write."""
+    return namespaces.WORK if reached["root"] else os.path.join(base, "attempt")
 
 
 def _can_be(user: int) -> bool:

@@ -13,14 +13,13 @@ import io
 import os
 import random
 import resource
-import shutil
-import subprocess
 import sys
 import time
 from _signal import ITIMER_REAL, SIGALRM, setitimer
 from _signal import signal as handle_signal  # without the enumerations that cost 10 us a call
 from base64 import b64decode
 from json import dumps
+from pickle import loads
 from struct import pack
 
 from data_gen.isolated import evalplus_rules, feedback, messages, namespaces, outputs
@@ -34,18 +33,41 @@ NO_LIMIT = 1e9
 # Depth of the stack at which evalplus calls: a program may recurse 1,000 frames less these.
 DEPTH = 24
 
-INPUTS: dict = {}  # task id to {"base": inputs, "plus": inputs}; set by the worker before it forks
+# Task id to {"base": inputs, "plus": inputs}, set by the worker before it forks. Pickled, for as objects they would lie
+# in thousands of pages, of which each fork notes every one.
+INPUTS: dict[str, dict[str, bytes]] = {}
 MAPPED = [0]  # MiB of address space that a child has from the start
 
 
-def prepare(inputs: dict) -> None:
-    """What children shall find in memory."""
-    import numpy.fft
-    import numpy.linalg
-    import numpy.random  # noqa: F401
+def prepare(inputs: dict[str, dict[str, bytes]], plain: bool) -> None:
+    """Loads what children shall find in memory. Called before the zygote is confined and may see less.
+
+    Args:
+      inputs: see ``INPUTS``.
+      plain: whether programs import nothing but modules of Python itself; else numpy is loaded, and what evalplus takes
+        something away from.
+    """
+    if not plain:
+        import shutil  # noqa: F401
+        import subprocess  # noqa: F401
+
+        import numpy.fft
+        import numpy.linalg
+        import numpy.random  # noqa: F401
 
     INPUTS.update(inputs)
-    outputs.prepare()
+    outputs.prepare(with_numpy=not plain)
+
+
+def settle(directory: str) -> None:
+    """Makes the zygote what programs shall find, which may write to ``directory``."""
+    random.seed(0)
+    os.environ.clear()
+    os.environ.update(HOME=directory, PATH="/usr/bin:/bin", TMPDIR=directory)
+    sys.argv[:] = [FILE]
+    for name in [name for name in sys.modules if name == "__main__" or name.startswith("data_gen")]:
+        del sys.modules[name]
+    sys.modules["__main__"] = type(sys)("__main__")
     with open("/proc/self/statm") as file:
         MAPPED[0] = (int(file.read().split()[0]) * resource.getpagesize() >> 20) + 1
 
@@ -70,13 +92,6 @@ def start(descriptors, directory: str, user: int | None) -> None:
     memory = request["limits"]["memory_mb"] << 20
     for kind in (resource.RLIMIT_DATA, resource.RLIMIT_STACK):
         resource.setrlimit(kind, (memory, memory))
-    random.seed(0)
-    os.environ.clear()
-    os.environ.update(HOME=directory, PATH="/usr/bin:/bin", TMPDIR=directory)
-    sys.argv[:] = [FILE]
-    for name in [name for name in sys.modules if name == "__main__" or name.startswith("data_gen")]:
-        del sys.modules[name]
-    sys.modules["__main__"] = type(sys)("__main__")
     run = Calls(request)
     disable()
     _deeper(DEPTH, run.run)
@@ -110,9 +125,9 @@ def disable() -> None:
         setattr(os, name, None)
     for name in ("exit", "quit", "open", "help"):
         setattr(builtins, name, None)
-    for name in ("rmtree", "move", "chown"):
-        setattr(shutil, name, None)
-    subprocess.Popen = None
+    for module, names in (("shutil", ("rmtree", "move", "chown")), ("subprocess", ("Popen",))):
+        for name in names if module in sys.modules else ():
+            setattr(sys.modules[module], name, None)
     for name in ("ipdb", "joblib", "resource", "psutil", "tkinter"):
         sys.modules[name] = None
 
@@ -145,7 +160,7 @@ class Calls:
     def __init__(self, request: dict):
         self.request = request
         first = request["first"]
-        self.inputs = list(INPUTS[request["task"]][request["suite"]])[first : first + request["count"]]
+        self.inputs = loads(INPUTS[request["task"]][request["suite"]])[first : first + request["count"]]
         self.rule, self.record = request["rule"], request["record"]
         self.write, self.encode, self.pack, self.foreign = os.write, outputs.encode, pack, outputs.Foreign
         self.clock, self.too_large = time.perf_counter, outputs.TooLarge

@@ -6,8 +6,7 @@ Used by the judge on decoded values, and by a child on an object of a class of i
 from __future__ import annotations
 
 import math
-
-import numpy as np
+import sys
 
 RELATIVE = 1e-7
 FLOATS_ATOL = 1e-6  # where a task gives no tolerance and its output is made of floats
@@ -48,8 +47,9 @@ def is_floats(value) -> bool:
         return True
     if isinstance(value, list | tuple) and value:
         return all(isinstance(item, float) for item in value)
-    if isinstance(value, np.ndarray):
-        return value.dtype in (np.float64, np.float32)
+    numpy = sys.modules.get("numpy")  # a process that has not loaded it has none of its values
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        return value.dtype in (numpy.float64, numpy.float32)
     return False
 
 
@@ -75,8 +75,11 @@ def judge(rule: str, arguments, out, expected, atol: float) -> tuple[bool, float
         atol = FLOATS_ATOL
     if exact or atol == 0:
         return bool(exact), atol
-    near = type(out) is type(expected) and (not isinstance(expected, list | tuple) or len(out) == len(expected))
-    return near and bool(np.allclose(out, expected, rtol=RELATIVE, atol=atol)), atol
+    if type(out) is not type(expected) or (isinstance(expected, list | tuple) and len(out) != len(expected)):
+        return False, atol
+    import numpy
+
+    return bool(numpy.allclose(out, expected, rtol=RELATIVE, atol=atol)), atol
 
 
 def _polynomial(coefficients, x) -> float:

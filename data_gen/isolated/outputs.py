@@ -43,14 +43,18 @@ class Foreign(Exception):
     """A value of a class that is not known, or bytes that are none of ``encode``."""
 
 
-def known() -> frozenset:
+def known(with_numpy: bool) -> frozenset:
     """What ``encode`` takes, found now: before a program could replace it."""
     import importlib
 
-    import numpy
+    found = set()
+    if with_numpy:
+        import numpy
 
-    found = {numpy.bool_, *(numpy.dtype(code).type for code in "bBhHiIlLqQefdgFDG")}
+        found |= {numpy.bool_, *(numpy.dtype(code).type for code in "bBhHiIlLqQefdgFDG")}
     for module, names in _KNOWN.items():
+        if module.startswith("numpy") and not with_numpy:
+            continue
         try:
             loaded = importlib.import_module(module)
         except ImportError:
@@ -90,11 +94,13 @@ class Encoder(pickle.Pickler):
         raise Foreign
 
 
-def prepare() -> None:
-    """Looks the known classes up, before a program could replace them."""
-    import numpy
+def prepare(with_numpy: bool = True) -> None:
+    """Looks the known classes up, before a program could replace them; without numpy its classes are foreign."""
+    Encoder.classes, Encoder.function = known(with_numpy), type(len)
+    if with_numpy:
+        import numpy
 
-    Encoder.classes, Encoder.array, Encoder.dtype, Encoder.function = known(), numpy.ndarray, numpy.dtype, type(len)
+        Encoder.array, Encoder.dtype = numpy.ndarray, numpy.dtype
 
 
 class _Decoder(pickle.Unpickler):

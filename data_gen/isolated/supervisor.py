@@ -83,25 +83,30 @@ class Attempt:
 
     def answer(self) -> dict:
         """The next answer."""
-        while True:
-            if len(self.answers) >= 4:
-                size = struct.unpack("<I", self.answers[:4])[0]
-                if size > messages.LARGEST:
-                    raise judge.Tampered
-                if len(self.answers) >= 4 + size:
-                    body = bytes(self.answers[4 : 4 + size])
-                    del self.answers[: 4 + size]
-                    try:
-                        found = json.loads(body)
-                    except (ValueError, RecursionError) as wrong:
-                        raise judge.Tampered from wrong
-                    if not isinstance(found, dict):
-                        raise judge.Tampered
-                    return found
-            if self.ended is not None or self.control.fileno() not in self.open:
-                self.wait_for_end()
+        while (body := self._whole()) is None:
+            if self.ended is not None:
                 raise Ended
             self._wait()
+        try:
+            found = json.loads(body)
+        except (ValueError, RecursionError) as wrong:
+            raise judge.Tampered from wrong
+        if not isinstance(found, dict):
+            raise judge.Tampered
+        return found
+
+    def _whole(self) -> bytes | None:
+        """The next message, None if it has not come whole."""
+        if len(self.answers) < 4:
+            return None
+        size = struct.unpack_from("<I", self.answers)[0]
+        if size > messages.LARGEST:
+            raise judge.Tampered
+        if len(self.answers) < 4 + size:
+            return None
+        body = bytes(self.answers[4 : 4 + size])
+        del self.answers[: 4 + size]
+        return body
 
     def wait_for_end(self) -> None:
         """Until the child has ended by itself or is out of time."""

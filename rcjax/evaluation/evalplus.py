@@ -40,12 +40,13 @@ from data_gen.call_sandbox import (
     CallWorker,
     Judge,
     OutOfTime,
+    packed,
 )
 from data_gen.isolated import feedback
 from data_gen.isolated.evalplus_rules import FLOATS_ATOL, rule_of
 from rcjax.evaluation.expected import SUITES, Expected, expected_outputs, inputs_of
 from rcjax.evaluation.samples import CodeSample
-from rcjax.evaluation.stateless import is_stateless
+from rcjax.evaluation.stateless import is_stateless, keeps_to_plain_modules
 from rcjax.evaluation.tasks import Benchmark, Task
 
 MIN_SECONDS = 1.0
@@ -117,10 +118,11 @@ def score(
     heapq.heapify(todo)
     lock, failures = threading.Lock(), []
     tasks = {task_id: benchmark.tasks[task_id] for task_id, _ in programs}
-    inputs = {task_id: inputs_of(task) for task_id, task in tasks.items()}
+    inputs = packed({task_id: inputs_of(task) for task_id, task in tasks.items()})
+    plain = [keeps_to_plain_modules(source) for _, source in programs]
 
     def work() -> None:
-        judge, worker = Judge(), CallWorker(inputs)
+        judge, workers = Judge(), {}
         try:
             while not failures:
                 with lock:
@@ -133,7 +135,10 @@ def score(
                 if decided:  # an earlier part ended the run
                     verdict = SuiteVerdict("pass")
                 else:
-                    verdict = run_part(worker, judge, tasks[task_id], source, expected, part)
+                    kind = plain[part.number]
+                    if kind not in workers:
+                        workers[kind] = CallWorker(inputs, plain=kind)
+                    verdict = run_part(workers[kind], judge, tasks[task_id], source, expected, part)
                 with lock:
                     others[part.first] = verdict
                     whole = [found[part.number, suite] for suite in suites]
@@ -147,7 +152,8 @@ def score(
         except BaseException as error:
             failures.append(error)
         finally:
-            worker.close()
+            for worker in workers.values():
+                worker.close()
             judge.close()
 
     count = min(workers or len(os.sched_getaffinity(0)), len(todo))
@@ -279,10 +285,10 @@ class _Run:
             return ""
         if kind == OUTPUT:
             arguments = pickle.dumps(list(self._arguments()), 5)
-            item = (self.call.rule, arguments, content, self.contents[self.at], self.atol)
+            item = (self.call.rule, arguments, content, bytes(self.contents[self.at]), self.atol)
             ((right, self.atol, text),) = self.judge.compare([item], self.seconds)
         elif kind == FOREIGN:
-            self.worker.hand_in(self.contents[self.at], self.atol)
+            self.worker.hand_in(bytes(self.contents[self.at]), self.atol)
             kind, content = next(frames, (RAISED, b""))
             try:
                 right, self.atol, text = json.loads(content) if kind == COMPARED else (False, self.atol, "")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import mmap
 import os
 import pickle
 import queue
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from data_gen.call_sandbox import OUTPUT, TRACEBACK, Call, CallWorker, Judge, OutOfTime
+from data_gen.call_sandbox import OUTPUT, TRACEBACK, Call, CallWorker, Judge, OutOfTime, packed
 from data_gen.isolated.evalplus_rules import rule_of
 from rcjax import progress as console
 from rcjax.evaluation.tasks import Benchmark, BenchmarkError, Task
@@ -71,6 +73,9 @@ class Expected:
             file.seek(0, os.SEEK_END)
             if file.tell() != self._body + head["bytes"]:
                 raise ValueError("cut short")
+            # Shared by all that score at the same time, and none of it copied.
+            self._content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        self._checked: set[tuple[str, str]] = set()
         self._suites = {
             (task_id, suite): SuiteOutputs(**fields)
             for task_id, suites in head["tasks"].items()
@@ -81,20 +86,22 @@ class Expected:
         """Times and sizes; the outputs themselves are read by ``contents``."""
         return self._suites[task_id, suite]
 
-    def contents(self, task_id: str, suite: str) -> list[bytes]:
+    def contents(self, task_id: str, suite: str) -> list[memoryview]:
         """The outputs as bytes of ``data_gen.isolated.outputs``.
 
         Raises:
           BenchmarkError: the file was altered since it was written.
         """
         outputs = self._suites[task_id, suite]
-        with open(self.path, "rb") as file:
-            file.seek(self._body + outputs.offset)
-            data = file.read(sum(outputs.sizes))
-        if hashlib.sha256(data).hexdigest() != outputs.sha256:
-            raise BenchmarkError(f"{self.path} was altered: outputs of {task_id} have another digest; delete the file")
-        ends = np.cumsum(outputs.sizes, dtype=np.int64)
-        return [data[end - size : end] for size, end in zip(outputs.sizes, ends, strict=True)]
+        start = self._body + outputs.offset
+        if (task_id, suite) not in self._checked:
+            if hashlib.sha256(self._content[start : start + sum(outputs.sizes)]).hexdigest() != outputs.sha256:
+                raise BenchmarkError(
+                    f"{self.path} was altered: outputs of {task_id} have another digest; delete the file"
+                )
+            self._checked.add((task_id, suite))
+        ends = itertools.accumulate(outputs.sizes, initial=start)
+        return [self._content[first:last] for first, last in itertools.pairwise(ends)]
 
 
 def inputs_of(task: Task) -> dict[str, Sequence[Any]]:
@@ -145,7 +152,7 @@ def _compute(tasks: Sequence[Task], body: Path, path: Path, workers: int, progre
     todo: queue.SimpleQueue[Task] = queue.SimpleQueue()
     for task in tasks:
         todo.put(task)
-    inputs = {task.id: inputs_of(task) for task in tasks}
+    inputs = packed({task.id: inputs_of(task) for task in tasks})
     head: dict[str, dict[str, Any]] = {}
     lock, failures = threading.Lock(), []
 

@@ -1,7 +1,8 @@
-"""Whether a program can carry anything from one call of its functions to the next.
+"""What the source of a program says about its runs: whether it can carry anything from one call of its functions to
+the next, and which modules it may import.
 
-If not, its calls may be made in any order and in several processes, with the same outputs as one after the other. The
-answer is a plain list of what is allowed; whatever else a program does means "it may".
+If it can not carry anything, its calls may be made in any order and in several processes, with the same outputs as one
+after the other. The answers are plain lists of what is allowed; whatever else a program does means "it may".
 """
 
 from __future__ import annotations
@@ -12,8 +13,14 @@ import ast
 MODULES = frozenset(
     ("bisect", "cmath", "collections", "fractions", "heapq", "itertools", "math", "re", "string", "typing")
 )
+# Modules that load none of those from which evalplus takes something away, nor a package.
+PLAIN_MODULES = MODULES | {
+    *("abc", "array", "calendar", "copy", "dataclasses", "datetime", "decimal", "enum", "functools", "hashlib", "json"),
+    *("numbers", "operator", "random", "statistics", "sys", "time", "types"),
+}
 # Names that reach what a reader of the source does not see.
 _NAMES = frozenset(("__builtins__", "__import__", "compile", "delattr", "eval", "exec", "getattr", "globals", "input"))
+_IMPORTING = frozenset(("__builtins__", "__import__", "builtins", "eval", "exec", "modules"))
 _NAMES |= {"open", "setattr", "vars"}
 
 
@@ -24,6 +31,24 @@ def is_stateless(source: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return all(map(_harmless, tree.body)) and not any(map(_reaches_out, ast.walk(tree)))
+
+
+def keeps_to_plain_modules(source: str) -> bool:
+    """True only if ``source`` can import nothing but ``PLAIN_MODULES``."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True  # it will not run
+    return not any(map(_may_import_others, ast.walk(tree)))
+
+
+def _may_import_others(node: ast.AST) -> bool:
+    if isinstance(node, ast.Import):
+        return any(alias.name not in PLAIN_MODULES for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        return node.module not in PLAIN_MODULES
+    name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+    return name in _IMPORTING
 
 
 def _harmless(statement: ast.stmt) -> bool:
