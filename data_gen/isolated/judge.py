@@ -321,7 +321,7 @@ class _Kept:
             try:
                 raw = bytes.fromhex(data)
                 self.value, self.plain = messages.load_plain(raw), True
-                self.asks = attempt.asked_for(raw)
+                self.asks = flat or attempt.asked_for(raw)
                 return
             except (messages.NotPlain, ValueError, TypeError):
                 continue

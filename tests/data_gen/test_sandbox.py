@@ -113,6 +113,14 @@ def test_feedback_of_exceptions_and_syntax_errors_is_short(sandbox):
     [
         ("def f(x):\n    print(x)\n    return x + 1\n", ("assert f(1) == 2", "assert f(2) == 4", "assert f(3) == 0")),
         ("def f(x):\n    return {x, 'b', 'c'}\n", ("assert f('a') == {'a', 'b'}",)),
+        ("from collections import Counter\nf = Counter\n", ("assert f('aba') == {'a': 1, 'b': 2}",)),
+        ("from collections import deque\ndef f(x):\n    return deque([x])\n", ("assert f(1) == [1]",)),
+        (
+            "from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(x):\n    return P(x, x)\n",
+            ("assert f(1) == (1, 2)",),
+        ),
+        ("from enum import IntEnum\nclass E(IntEnum):\n    A = 1\nf = E\n", ("assert f(1) == 2",)),
+        ("class S(str):\n    def __repr__(self):\n        return 'S!'\nf = S\n", ("assert f('a') == 'b'",)),
         (
             "def f(x):\n    return 1 / x\n",
             ("def check(candidate):\n    assert candidate(1) == 1\n    assert candidate(0) == 0", "check(f)"),
