@@ -99,8 +99,9 @@ class CallWorker:
 
         Args:
           inputs: by ``packed``.
-          plain: for programs that import nothing but ``stateless.PLAIN_MODULES``. Others find numpy loaded, as they do
-            in evalplus, which makes a run several times as dear.
+          plain: for programs that import nothing but modules of Python itself, none of them one from which evalplus
+            takes something away (``rcjax/evaluation/stateless.py``). Others find numpy loaded, as they do in evalplus,
+            which makes a run twice as dear.
 
         Raises:
           SandboxError: the interpreter does not start.

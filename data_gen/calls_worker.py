@@ -3,8 +3,7 @@
     python -S -s -P -B calls_worker.py ORDERS_FD BASE_DIRECTORY OPTIONS < inputs.pickle
 
 OPTIONS is JSON: ``packages``, directories of installed packages, which programs may import; ``work_bytes`` and
-``readable`` as in ``sandbox_worker.py``, whose isolation this is; ``plain``, whether programs import
-nothing but modules of Python itself.
+``readable`` as in ``sandbox_worker.py``, whose isolation this is; ``plain``, see ``call_sandbox.CallWorker``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import functools
 import logging
 import os
 import sys
-import tempfile
 import time
 import traceback
 import types
@@ -30,7 +29,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
-from rcjax.distributed import Barrier, OutOfStepError, everywhere, exchange, leads, tell
+from rcjax.distributed import ELSEWHERE, Barrier, OutOfStepError, everywhere, exchange, leads, tell
 from rcjax.progress import say
 from rcjax.train.state import TrainState
 from rcjax.workdir import flatten
@@ -42,7 +41,6 @@ class CheckpointError(OSError):
 
 # What a checkpoint must have in common with the run that restores it; part of `about`.
 BINDING = ("model", "optimizer", "teacher")
-_ELSEWHERE = "another process failed"
 _STORAGE_ERRORS = (OSError, ValueError, RuntimeError)  # by what tensorstore and orbax raise
 
 
@@ -126,7 +124,7 @@ class Checkpoints:
         """
         self._last_save = self._clock()
         self._finish(last=False)
-        if self._manager.latest_step() != step and self._has_room(last):
+        if self._manager.latest_step() != step and self._can_begin(last):
             args = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data), about=ocp.args.JsonSave(self._about)
             )
@@ -140,15 +138,16 @@ class Checkpoints:
         if last:
             self._finish(last=True)
 
-    def _has_room(self, last: bool) -> bool:
+    def _can_begin(self, last: bool) -> bool:
         """Whether a directory can be made. In orbax, several processes would wait for minutes for one that can not."""
         if jax.process_count() == 1:
             return True
         why = None
         if leads():
             try:
-                with tempfile.TemporaryDirectory(prefix=".room", dir=self.directory):
-                    pass
+                trial = self.directory / ".trial"
+                trial.mkdir(exist_ok=True)  # a kill may have left it
+                trial.rmdir()
             except OSError as error:
                 why = _why(error)
         why = tell(why)
@@ -170,7 +169,7 @@ class Checkpoints:
             if not failed:
                 self._failed = 0
                 return
-            why, process = min(failed, key=lambda found: found[0] == _ELSEWHERE)
+            why, process = min(failed, key=lambda found: found[0] == ELSEWHERE)
             why = f"process {process}: {why}" if process else why
         if why is not None:
             self._lost(why, last, error)
@@ -292,11 +291,11 @@ class Checkpoints:
 
 
 def _why(error: BaseException) -> str:
-    """Why a save failed, in one line; ``_ELSEWHERE`` where this process only waited for another."""
+    """Why a save failed, in one line; ``ELSEWHERE`` where this process only waited for another."""
     while isinstance(error, OutOfStepError) and error.__context__ is not None:
         error = error.__context__  # what went wrong here, before it came out of step
     if isinstance(error, OutOfStepError):
-        return _ELSEWHERE
+        return ELSEWHERE
     if "No space left" in str(error):
         return "no space left on the device"
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

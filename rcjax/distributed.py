@@ -36,6 +36,7 @@ JOIN_SECONDS = 300
 LEAVE_SECONDS = 5.0
 FOREVER_MS = 30 * 24 * 3600 * 1000  # who is dead is missed otherwise
 FAILURE = "rcjax/failure"
+ELSEWHERE = "another process failed"
 LOST_PEER = ("Gloo all-", "Gloo reduce", "closed by peer", "reset by peer", "UNAVAILABLE: ", "NCCL operation")
 
 _rounds, _barriers = itertools.count(), itertools.count()
@@ -315,11 +316,11 @@ class Barrier:
           JaxRuntimeError: not all have come in time.
         """
         if self._broken:
-            raise OutOfStepError("another process failed")
+            raise OutOfStepError(ELSEWHERE)
         self._broken = True  # unless all come
         keys = _meet(self._series, next(self._meetings), key, timeout_ms)
         if len(set(keys)) > 1:
-            raise OutOfStepError("another process failed")
+            raise OutOfStepError(ELSEWHERE)
         self._broken = False
 
 

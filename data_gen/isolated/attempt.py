@@ -83,6 +83,7 @@ def become(request: dict, directory: str) -> None:
         if request["stdin"]:
             _feed(request["stdin"])
         os.close(CONTROL)
+        os.close(ANSWERS)
         environment = {"HOME": directory, "TMPDIR": directory, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
         os.execve(request["argv"][0], request["argv"], environment | request["environment"])
     except OSError as error:

@@ -39,17 +39,11 @@ def read_message(fd: int):
 
 def read_order(fd: int):
     """The next order, None at the end of the stream. From a process that can be trusted."""
-    header = read(fd, 4)
-    if len(header) != 4:
+    header = _read_exactly(fd, 4)
+    if header is None:
         return None
-    size = unpack("<I", header)[0]
-    body = read(fd, size)
-    while len(body) < size:
-        part = read(fd, size - len(body))
-        if not part:
-            return None
-        body += part
-    return load_order(body)
+    body = _read_exactly(fd, unpack("<I", header)[0])
+    return None if body is None else load_order(body)
 
 
 def order(message) -> bytes:
@@ -58,15 +52,14 @@ def order(message) -> bytes:
     return pack("<I", len(body)) + body
 
 
-def _read_exactly(fd: int, count: int):
-    parts = []
-    while count:
-        part = os.read(fd, min(count, 1 << 20))
+def _read_exactly(fd: int, count: int) -> bytes | None:
+    data = read(fd, min(count, 1 << 20)) if count else b""
+    while len(data) < count:
+        part = read(fd, min(count - len(data), 1 << 20))
         if not part:
             return None
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
+        data += part
+    return data
 
 
 def framed(message) -> bytes:

@@ -271,4 +271,6 @@ def limit(limits: list[tuple[int, int, int]]) -> None:
             setrlimit(kind, (soft, hard))
         except (OSError, ValueError):  # an ordinary user can only lower a hard limit
             present = resource.getrlimit(kind)[1]
+            if present == resource.RLIM_INFINITY:  # it is something else; and -1 is less than any limit
+                raise
             setrlimit(kind, (min(soft, present), min(hard, present)))

@@ -20,8 +20,9 @@ PLAIN_MODULES = MODULES | {
 }
 # Names that reach what a reader of the source does not see.
 _NAMES = frozenset(("__builtins__", "__import__", "compile", "delattr", "eval", "exec", "getattr", "globals", "input"))
-_IMPORTING = frozenset(("__builtins__", "__import__", "builtins", "eval", "exec", "modules"))
 _NAMES |= {"open", "setattr", "vars"}
+_IMPORTING = frozenset(("__builtins__", "__import__", "__loader__", "__spec__", "builtins", "eval", "exec", "getattr"))
+_IMPORTING |= {"globals", "locals", "modules", "vars"}
 
 
 def is_stateless(source: str) -> bool:
@@ -34,7 +35,7 @@ def is_stateless(source: str) -> bool:
 
 
 def keeps_to_plain_modules(source: str) -> bool:
-    """True only if ``source`` can import nothing but ``PLAIN_MODULES``."""
+    """True only if ``source`` imports nothing but ``PLAIN_MODULES``, and names nothing by which it could."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -46,9 +47,10 @@ def _may_import_others(node: ast.AST) -> bool:
     if isinstance(node, ast.Import):
         return any(alias.name not in PLAIN_MODULES for alias in node.names)
     if isinstance(node, ast.ImportFrom):
-        return node.module not in PLAIN_MODULES
-    name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-    return name in _IMPORTING
+        return node.module not in PLAIN_MODULES or any(alias.name in _IMPORTING for alias in node.names)
+    if isinstance(node, ast.Attribute):
+        return node.attr in _IMPORTING or node.attr.startswith("__")
+    return isinstance(node, ast.Name) and node.id in _IMPORTING
 
 
 def _harmless(statement: ast.stmt) -> bool:

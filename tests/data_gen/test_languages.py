@@ -94,6 +94,13 @@ def test_endless_loop_ends_at_the_limit_of_the_run_alone(sandbox, name):
     assert outcome.verdict == Verdict.TIMEOUT, outcome
 
 
+@pytest.mark.parametrize("descriptor", [3, 4, 5, 6])
+def test_a_program_has_no_descriptor_of_its_harness(sandbox, descriptor):
+    outcome = run_source("bash", f"echo hello >&{descriptor}\n", sandbox=sandbox)
+    assert outcome.verdict == Verdict.FAILED
+    assert f"{descriptor}: Bad file descriptor" in outcome.feedback
+
+
 @pytest.mark.parametrize("name", [*map(needs, BROKEN)])
 def test_what_does_not_compile_says_so_without_paths_of_this_machine(sandbox, name):
     outcome = run_source(name, BROKEN[name], sandbox=sandbox)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+from data_gen.isolated import namespaces
 from data_gen.sandbox import MEANS, REQUIRE, Limits, Program, Sandbox, SandboxError, Verdict
 
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=2.0, memory_mb=256, output_bytes=2000)
@@ -216,6 +218,25 @@ def test_a_program_that_closes_descriptors_of_its_harness_spoils_its_own_answers
     assert sandbox.run(ECHO).verdict == Verdict.PASSED
 
 
+def test_a_flood_of_answers_is_not_kept():
+    """The program speaks in the place of its harness so that the supervisor only waits for its end, and reads on."""
+    code = """
+import json, os, struct
+for answer in ({"done": True}, {"first": 0, "values": [None]}):
+    body = json.dumps(answer).encode()
+    os.write(4, struct.pack("<I", len(body)) + body)
+os.close(3)
+while True:
+    os.write(4, bytes(1 << 16))
+"""
+    with Sandbox(1, Limits(cpu_seconds=3, wall_seconds=6)) as sandbox:
+        outcome = sandbox.run(Program(code, ("assert solve(1) == 1",)))
+        assert outcome.verdict == Verdict.TIMEOUT
+        status = pathlib.Path(f"/proc/{sandbox._all[0]._process.pid}/status").read_text()
+        assert int(status.split("VmHWM:")[1].split()[0]) < 300 << 10, "KiB of the supervisor"
+        assert sandbox.run(ECHO).verdict == Verdict.PASSED
+
+
 @pytest.mark.parametrize("means", MEANS)
 def test_what_one_program_leaves_in_its_directories_no_other_finds(means):
     leave = [
@@ -338,6 +359,15 @@ def test_flag_of_the_command_requires_isolation_in_all_processes(monkeypatch, ca
     assert command.main(["languages"]) == 0
     assert command.main(["languages", "--require_isolation"]) == 1
     assert "error: isolation is required and this machine lacks" in capsys.readouterr().err
+
+
+def test_a_limit_that_can_not_be_set_is_no_limit_of_another_size():
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    if before[1] != resource.RLIM_INFINITY:
+        pytest.skip("this process has a limit on CPU time, below which any other can be set")
+    with pytest.raises(ValueError):
+        namespaces.limit([(resource.RLIMIT_CPU, 10, 5)])
+    assert resource.getrlimit(resource.RLIMIT_CPU) == before
 
 
 def test_limits_must_be_positive():

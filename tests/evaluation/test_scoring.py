@@ -19,7 +19,6 @@ from rcjax.evaluation.expected import Expected, expected_outputs
 from rcjax.evaluation.python_sets import with_find_zero_fixed
 from rcjax.evaluation.samples import CodeSample, SampleSet, read_samples
 from rcjax.evaluation.scoring import SampleVerdict, score_samples
-from rcjax.evaluation.stateless import is_stateless
 from tests.conftest import ROOT, shared_directory
 from tests.evaluation.small_benchmarks import HUMANEVAL, HUMANEVAL_PLUS, MBPP, MBPP_PLUS, write_lines
 
@@ -485,30 +484,20 @@ def test_published_samples(tmp_path, name, data, stem):
 # ---- runs in parts
 
 
-@pytest.mark.parametrize(
-    ("source", "stateless"),
-    [
-        (
-            '"""Doc."""\nimport math\nK = (1, -2)\ndef f(x, y=1):\n    s = [K]\n    s.append(math.e)\n    return s\n',
-            True,
-        ),
-        ("def f(x):\n    def g():\n        nonlocal x\n        x += 1\n    g()\n    return x\n", True),
-        ("seen = []\ndef f(x):\n    seen.append(x)\n", False),
-        ("def f(x, seen=[]):\n    seen.append(x)\n", False),
-        ("n = 0\ndef f(x):\n    global n\n    n += 1\n", False),
-        ("def f(x):\n    f.n = x\n", False),
-        ("def f(x):\n    f.__dict__.update(n=1)\n", False),
-        ("def f(x):\n    globals()['n'] = x\n", False),
-        ("import functools\n@functools.lru_cache\ndef f(x):\n    return x\n", False),
-        ("import random\ndef f(x):\n    return random.random()\n", False),
-        ("class A:\n    n = []\ndef f(x):\n    A.n.append(x)\n", False),
-        ("from math import *\ndef f(x):\n    return x\n", False),
-        ("g = (i for i in range(3))\ndef f(x):\n    return next(g)\n", False),
-        ("def f(x) return x", False),
-    ],
-)
-def test_what_can_keep_a_state(source, stateless):
-    assert is_stateless(source) is stateless
+def test_programs_find_the_same_with_and_without_numpy_loaded(humaneval, monkeypatch):
+    codes = [
+        "def double(x):\n    return 2 * x\n",
+        "import random\ndef double(x):\n    random.seed(x)\n    return 2 * x + (random.random() > 2)\n",
+        "import sys\ndef double(x):\n    return 2 * x if 'shutil' in sys.__dict__ else 3\n",
+        "def double(x):\n    open('left', 'w')\n    return 2 * x\n",
+        "class Two(int):\n    pass\ndef double(x):\n    return Two(2 * x)\n",
+    ]
+    found = {}
+    for plain in (True, False):
+        monkeypatch.setattr(evalplus, "keeps_to_plain_modules", lambda source, plain=plain: plain)
+        found[plain] = verdicts(humaneval, "HumanEval/0", *codes)
+    assert found[True] == found[False]
+    assert [verdict.base for verdict in found[True]] == ["pass", "pass", "fail", "fail", "pass"]
 
 
 def test_runs_in_parts_come_to_the_same(humaneval, monkeypatch):
