@@ -365,7 +365,7 @@ def test_a_limit_that_can_not_be_set_is_no_limit_of_another_size():
     before = resource.getrlimit(resource.RLIMIT_CPU)
     if before[1] != resource.RLIM_INFINITY:
         pytest.skip("this process has a limit on CPU time, below which any other can be set")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="limit"):
         namespaces.limit([(resource.RLIMIT_CPU, 10, 5)])
     assert resource.getrlimit(resource.RLIMIT_CPU) == before
 
