@@ -43,23 +43,24 @@ DECILES = [40, 74, 88, 101, 114, 122, 139, 157, 174, 230, 395]  # tokens of Huma
 class Transformers:
     """``generate`` of transformers with our weights."""
 
-    def __init__(self, model, cache: str, stops: Sequence[int]):
+    def __init__(self, model, cache: str, stops: Sequence[int], device: str = "cpu", batch: int = BATCH):
         self.model, self.cache, self.stops = model.eval(), cache, list(stops)
+        self.device, self.batch = device, batch
         model.generation_config.eos_token_id = None  # the stops are ours
 
     def __call__(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
         import torch
 
         results = []
-        for start in range(0, len(prompts), BATCH):
-            batch = prompts[start : start + BATCH]
+        for start in range(0, len(prompts), self.batch):
+            batch = prompts[start : start + self.batch]
             width = max(map(len, batch))
             ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in batch])
             mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
             with torch.inference_mode():
                 rows = self.model.generate(
-                    ids,
-                    attention_mask=mask,
+                    ids.to(self.device),
+                    attention_mask=mask.to(self.device),
                     max_new_tokens=new_tokens,
                     do_sample=False,
                     eos_token_id=self.stops or None,

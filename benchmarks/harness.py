@@ -96,7 +96,10 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """Processor and number of usable cores."""
+    """Processor and number of usable cores, or the accelerators that JAX has been using."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.default_backend() != "cpu":
+        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

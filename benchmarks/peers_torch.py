@@ -15,11 +15,14 @@ from rcjax.hf.convert import to_hf
 from rcjax.model import LlamaConfig
 
 
-def model(config: LlamaConfig, params, attention: str = "sdpa") -> transformers.LlamaForCausalLM:
+def model(
+    config: LlamaConfig, params, attention: str = "sdpa", device: str = "cpu"
+) -> transformers.LlamaForCausalLM:
     """transformers' Llama with our parameters, float32."""
     fields = {key: value for key, value in config.to_hf().items() if key not in ("architectures", "model_type")}
-    made = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields, attn_implementation=attention))
-    tensors = {name: torch.tensor(np.array(tensor)) for name, tensor in to_hf(config, params)}
+    with torch.device(device):
+        made = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields, attn_implementation=attention))
+    tensors = {name: torch.tensor(np.array(tensor), device=device) for name, tensor in to_hf(config, params)}
     missing, unexpected = made.load_state_dict(tensors, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}
@@ -27,23 +30,31 @@ def model(config: LlamaConfig, params, attention: str = "sdpa") -> transformers.
 
 
 class Step:
-    """An optimizer step: gradients of microbatches added up, clipped, AdamW."""
+    """An optimizer step: gradients of microbatches added up, clipped, AdamW.
 
-    def __init__(self, config: LlamaConfig, params, loss, learning_rate: float = 1e-4):
-        self.model = model(config, params)
-        self.loss = loss
+    Args:
+      mixed: products in bfloat16, by autocast; weights stay float32.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, params, loss, learning_rate: float = 1e-4, device: str = "cpu", mixed: bool = False
+    ):
+        self.model = model(config, params, device=device)
+        self.loss, self.device, self.mixed = loss, device, mixed
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
 
     def __call__(self, batches: Sequence[dict[str, torch.Tensor]]) -> float:
         total = 0.0
         for batch in batches:
-            loss = self.loss(self.model, batch)
+            batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
+                loss = self.loss(self.model, batch)
             loss.backward()
-            total += float(loss.detach())
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return float(total)
 
 
 def tensors(batch: Dense) -> dict[str, torch.Tensor]:
@@ -56,7 +67,7 @@ def plain_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Both views at full length in one doubled batch, logits of every position, cross-entropy and ``kl_div``."""
     tokens, real = batch["tokens"], batch["real"]
     mask = torch.cat([real, batch["seen"] & real]).long()
-    positions = torch.arange(tokens.shape[1]).expand(2 * len(tokens), -1)
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(2 * len(tokens), -1)
     logits = model(torch.cat([tokens, tokens]), attention_mask=mask, position_ids=positions, use_cache=False).logits
     weights = torch.cat([batch["teacher_ce"], batch["student_ce"]])
     targets = torch.cat([tokens, tokens])
@@ -73,7 +84,7 @@ def plain_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def improved_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The student's hidden tokens are cut out, positions kept, and only labelled positions are projected."""
     tokens, real, seen = batch["tokens"], batch["real"], batch["seen"] & batch["real"]
-    positions = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
     # Visible tokens to the left, in order.
     order = torch.argsort((~seen).int(), dim=1, stable=True)[:, : int(seen.sum(1).max())]
     pick = {name: torch.gather(batch[name], 1, order) for name in ("tokens", "student_ce", "kd")}

@@ -22,6 +22,7 @@ from rcjax.decode.forward import KEYS, Cache, empty_caches, logits, run_piece, s
 from rcjax.decode.sampling import Filters, Sampling, check_range, choose
 from rcjax.decode.weights import Weights, lay_out
 from rcjax.model import LlamaConfig
+from rcjax.model.precision import full_precision
 from rcjax.sharding import MESH_AXES, constrain, row_shards
 
 CHUNK = 16  # steps between two looks of the host; a look costs about a tenth of a step
@@ -67,7 +68,7 @@ def generate(
       max_new_tokens: most tokens a prompt is continued by.
       stop_ids: tokens that end a continuation.
       batch_size: rows generated together; a finished row is taken by the next prompt.
-      dtype: of the computation; logits are compared in float32 or wider.
+      dtype: of the computation, float32 being float32 on any chip; logits are compared in float32 or wider.
       cache_dtype: of the kept keys and values.
       forbidden_ids: never generated; the config's padding id is among them unless it is a stop id.
       temperature: 0 takes the most likely token; above, tokens are drawn from softmax(logits / temperature).
@@ -106,7 +107,7 @@ def generate(
     banned = (set(forbidden_ids) | ({config.pad_token_id} - {None})) - set(stop_ids)
     allowed = np.arange(config.table_size) < config.vocab_size  # the tables' padding is no token
     allowed[sorted(banned)] = False
-    with _mesh_of(params) as groups:
+    with _mesh_of(params) as groups, full_precision(dtype):
         rows = min(batch_size, 1 << (len(prompts) - 1).bit_length())
         rows = -(-rows // groups) * groups
         engine = _Engine(

@@ -168,12 +168,11 @@ def attend_flash(
     Args:
       interpret: see ``rcjax.model.flash.attend_causal``.
     """
-    # No window in slots for views with gaps, as in ``attend_splash``; and no TF32 in place of float32.
-    if window is not None or query.dtype != jnp.bfloat16:
+    if query.dtype != jnp.bfloat16:  # no TF32 in place of float32
         return attend_blocks(query, key, value, segment_ids, positions, window)
     from rcjax.model.flash import attend_causal  # slow to import: for those who use it
 
-    return attend_causal(query, key, value, segment_ids, interpret=interpret)
+    return attend_causal(query, key, value, segment_ids, positions, window, interpret=interpret)
 
 
 # Same result from each. `splash` and `flash` are kernels for a TPU and for a GPU alone. `tiles` makes only the

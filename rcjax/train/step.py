@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rcjax import model as llama
 from rcjax.losses import vocabulary_loss
 from rcjax.model import LlamaConfig
+from rcjax.model.precision import full_precision
 from rcjax.objective import Objective
 from rcjax.sharding import RULES, apart, partition_spec
 from rcjax.train.state import Average, TrainState
@@ -153,7 +154,8 @@ def make_steps(
 
     def add_gradients(params, sums, microbatch, teacher_params):
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, parts), grads = gradient(params, microbatch, settings, teacher_params)
+        with full_precision(settings.compute_dtype):
+            (loss, parts), grads = gradient(params, microbatch, settings, teacher_params)
         with jax.named_scope("accumulate"):  # a group's sums are [1, ...] to it
             return jax.tree.map(jnp.add, sums, {"grads": grads, "loss": loss, **parts})
 

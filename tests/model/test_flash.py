@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
 from rcjax.model import attention, flash
@@ -16,7 +18,8 @@ from rcjax.sharding import make_mesh, partition_spec
 from tests.model.test_attention import dense, draw, packed, rising, value_and_gradients
 from tests.model.test_splash import assert_close, float32, needs_8_devices
 
-stepwise = functools.partial(flash.attend_causal, interpret=True)
+SMALL = flash.Tiles(flash.Tile(32, 16, 4, 2), flash.Tile(16, 32, 4, 2), flash.Tile(32, 16, 4, 2))  # rows have many then
+stepwise = functools.partial(flash.attend_causal, tiles=SMALL, interpret=True)
 
 
 @pytest.mark.parametrize(
@@ -47,15 +50,54 @@ def test_bfloat16_takes_the_kernel_and_stays_close(monkeypatch):
     assert_close(ours, expected, tolerance=2e-2)
 
 
-@pytest.mark.parametrize("window", [None, 20])
-def test_float32_and_windows_are_left_to_blocks_of_queries(window):
+@pytest.mark.parametrize("window", [1, 20, 1000])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_window_is_measured_in_positions(window, step):
+    rng = np.random.default_rng(window)
+    arrays, weights = draw(rng, 2, 140, 4, 2, 16)
+    arrays, (weights,) = float32(*arrays), float32(weights)
+    segments = packed(rng, 2, 140, 80)
+    reach = rising(rng, segments, step), jnp.int32(window)
+    expected, ours = (jax.jit(functools.partial(value_and_gradients, f)) for f in (dense, stepwise))
+    assert_close(ours(arrays, segments, weights, *reach), expected(arrays, segments, weights, *reach), scale=1)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 30), st.one_of(st.none(), st.integers(1, 50)))
+@settings(max_examples=50, deadline=None)
+def test_what_a_slot_attends_to_is_the_run_that_the_mask_allows(seed, length, longest, window):
+    rng = np.random.default_rng(seed)
+    segments = packed(rng, 2, length, longest)
+    positions = rising(rng, segments, 3)
+    first = np.asarray(flash.first_seen(segments, positions, window))
+    mask = (segments[:, :, None] == segments[:, None]) & np.tri(length, dtype=bool)
+    if window is not None:
+        mask &= positions[:, :, None] - positions[:, None] < window
+    mask = np.where((segments == 0)[..., None], np.eye(length, dtype=bool), mask)
+    slots = np.arange(length)
+    np.testing.assert_array_equal((slots >= first[..., None]) & (slots <= slots[:, None]), mask)
+    assert (np.diff(first) >= 0).all()  # which the bounds of the loops over tiles take for granted
+
+
+def test_tiles_that_no_segment_needs_are_not_read():
+    """Whatever lies there: not even a nan gets out."""
+    rng = np.random.default_rng(5)
+    (query, key, value), weights = draw(rng, 1, 256, 2, 2, 16)
+    segments = np.repeat([[1, 2]], 128, axis=1)
+    key[:, :128], value[:, :128] = np.nan, np.nan
+    arrays, (weights,) = float32(query, key, value), float32(weights)
+    weights[:, :128] = 0
+    out, d_query, d_key, d_value = value_and_gradients(stepwise, arrays, segments, weights)
+    for array in (out, d_query, d_key, d_value):
+        assert np.isfinite(np.asarray(array)[:, 128:]).all()
+
+
+def test_float32_is_left_to_blocks_of_queries():
     rng = np.random.default_rng(2)
-    dtype = jnp.float32 if window is None else jnp.bfloat16
     arrays, _ = draw(rng, 2, 140, 4, 2)
-    arrays = [jnp.asarray(x, dtype) for x in arrays]
+    arrays = float32(*arrays)
     segments = packed(rng, 2, 140, 80)
     positions = rising(rng, segments, 3)
-    ours, blocks = (f(*arrays, segments, positions, window) for f in (attend_flash, attend_blocks))
+    ours, blocks = (f(*arrays, segments, positions, None) for f in (attend_flash, attend_blocks))
     np.testing.assert_array_equal(*float32(ours, blocks))
 
 
