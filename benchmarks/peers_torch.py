@@ -15,9 +15,7 @@ from rcjax.hf.convert import to_hf
 from rcjax.model import LlamaConfig
 
 
-def model(
-    config: LlamaConfig, params, attention: str = "sdpa", device: str = "cpu"
-) -> transformers.LlamaForCausalLM:
+def model(config: LlamaConfig, params, attention: str = "sdpa", device: str = "cpu") -> transformers.LlamaForCausalLM:
     """transformers' Llama with our parameters, float32."""
     fields = {key: value for key, value in config.to_hf().items() if key not in ("architectures", "model_type")}
     with torch.device(device):

@@ -75,8 +75,9 @@ DIVERGENCES = {
 def cross_entropy(logits: jax.Array, targets: jax.Array, split: bool = False) -> jax.Array:
     """-log softmax(logits)[target]: [..., V], [...] -> [...]; ``split`` as in ``divergence``."""
     if not split:
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - picked
+        # Not a gather, whose gradient is a scatter: on a GPU that is one more pass over all logits.
+        hit = jnp.arange(logits.shape[-1]) == targets[..., None]
+        return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hit, logits, 0), axis=-1)
     shifted, log_total = _shifted(logits)
     index = targets - _first_column(logits.shape[-1])
     mine = (index >= 0) & (index < logits.shape[-1])
@@ -240,7 +241,8 @@ def _totals(settings: _Settings, hidden, head, teacher, teacher_head, labels):
         def body(index, totals, part=part, part_labels=part_labels):
             chunk = _slices(part_labels, index, settings.chunk)
             states, fixed = part.states(hidden, teacher, chunk)
-            loss, (ce, kl) = part.loss(settings, states, fixed, head, teacher_head, chunk)
+            fixed = None if fixed is None else _project(fixed, teacher_head)
+            loss, (ce, kl) = part.of_logits(settings, fixed, chunk)(_project(states, head))
             return totals[0] + loss, totals[1] + ce, totals[2] + kl
 
         totals = jax.lax.fori_loop(0, _chunks_in_use(settings, part_labels), body, totals)
@@ -258,12 +260,16 @@ def _totals_and_gradients(settings: _Settings, hidden, head, teacher, teacher_he
             (loss, ce, kl), d_hidden, d_head = carry
             chunk = _slices(part_labels, index, settings.chunk)
             states, fixed = part.states(hidden, teacher, chunk)
-            (new_loss, (new_ce, new_kl)), (d_states, d_head_part) = jax.value_and_grad(
-                lambda states, head: part.loss(settings, states, fixed, head, teacher_head, chunk), (0, 1), has_aux=True
-            )(states, head)
+            fixed = None if fixed is None else _project(fixed, teacher_head)
+            of_logits = jax.value_and_grad(part.of_logits(settings, fixed, chunk), has_aux=True)
+            (new_loss, (new_ce, new_kl)), d_logits = of_logits(_project(states, head))
+            # Products of bfloat16 with float32 would be done in float32, the projection widened again in every chunk.
+            d_logits = d_logits.astype(hidden.dtype)
+            d_states = jnp.einsum("bcv,dv->bcd", d_logits, head, preferred_element_type=precise)
+            d_head = d_head + jnp.einsum("bcd,bcv->dv", states, d_logits, preferred_element_type=precise)
             with jax.named_scope("gather_labels"):
-                d_hidden = d_hidden.at[rows, part.slots(chunk)].add(d_states.astype(precise))
-            return (loss + new_loss, ce + new_ce, kl + new_kl), d_hidden, d_head + d_head_part.astype(precise)
+                d_hidden = d_hidden.at[rows, part.slots(chunk)].add(d_states)
+            return (loss + new_loss, ce + new_ce, kl + new_kl), d_hidden, d_head
 
         carry = jax.lax.fori_loop(0, _chunks_in_use(settings, part_labels), body, carry)
     totals, d_hidden, d_head = carry
@@ -307,7 +313,7 @@ class _Part(NamedTuple):
     Attributes:
       names: of the arrays that describe them.
       slot_names: of those, which slots of ``hidden`` are projected; behind one another where there are several.
-      loss: (settings, states, fixed, head, teacher_head, labels) -> (loss, (ce, kl)).
+      loss: (settings, logits, fixed logits or None, labels) -> (loss, (ce, kl)).
       fixed_slots: which slots of another network's states are.
     """
 
@@ -329,11 +335,20 @@ class _Part(NamedTuple):
             fixed = _gather(teacher, labels[self.fixed_slots]) if self.fixed_slots else None
             return _gather(hidden, self.slots(labels)), fixed
 
+    def of_logits(self, settings: _Settings, fixed: jax.Array | None, labels: Labels) -> Callable:
+        """logits [B, C, V] -> (loss, (ce, kl))."""
+        fixed = None if fixed is None else _without_padding(settings, fixed)
+        return lambda logits: self.loss(settings, _without_padding(settings, logits), fixed, labels)
 
-def _project(settings: _Settings, states: jax.Array, head: jax.Array) -> jax.Array:
+
+def _project(states: jax.Array, head: jax.Array) -> jax.Array:
     precise = jnp.promote_types(jnp.float32, states.dtype)
-    logits = jnp.einsum("bcd,dv->bcv", states, head, preferred_element_type=precise)
-    size = head.shape[1]
+    return jnp.einsum("bcd,dv->bcv", states, head, preferred_element_type=precise)
+
+
+def _without_padding(settings: _Settings, logits: jax.Array) -> jax.Array:
+    """Columns that stand for no token as good as gone."""
+    size = logits.shape[-1]
     if not settings.split and settings.vocab_size == size:
         return logits
     columns = jnp.arange(size) + (_first_column(size) if settings.split else 0)
@@ -341,24 +356,21 @@ def _project(settings: _Settings, states: jax.Array, head: jax.Array) -> jax.Arr
     return jnp.where(columns < settings.vocab_size, logits, -1e30)
 
 
-def _single_loss(settings: _Settings, states, fixed, head, teacher_head, labels):
-    logits = _project(settings, states, head)
+def _single_loss(settings: _Settings, logits, fixed, labels):
     ce = jnp.sum(cross_entropy(logits, labels["single_targets"], settings.split) * labels["single_ce"])
     return settings.ce_weight * ce, (ce, jnp.zeros_like(ce))
 
 
-def _pair_loss(settings: _Settings, states, fixed, head, teacher_head, labels):
+def _pair_loss(settings: _Settings, logits, fixed, labels):
     """Teacher and student are one network: both carry cross-entropy."""
-    student, teacher = jnp.split(_project(settings, states, head), 2, axis=1)  # [B, C, V] of one product
+    student, teacher = jnp.split(logits, 2, axis=1)  # [B, C, V] of one product
     ce = jnp.sum(cross_entropy(teacher, labels["pair_targets"], settings.split) * labels["pair_teacher_ce"])
     return _distilled(settings, teacher, student, ce, labels)
 
 
-def _taught_loss(settings: _Settings, states, fixed, head, teacher_head, labels):
+def _taught_loss(settings: _Settings, logits, fixed, labels):
     """The teacher is another network: the student's side alone."""
-    student = _project(settings, states, head)
-    teacher = _project(settings, fixed, teacher_head).astype(student.dtype)
-    return _distilled(settings, teacher, student, 0.0, labels)
+    return _distilled(settings, fixed.astype(logits.dtype), logits, 0.0, labels)
 
 
 def _distilled(settings: _Settings, teacher, student, ce, labels):

@@ -91,6 +91,22 @@ def test_tiles_that_no_segment_needs_are_not_read():
         assert np.isfinite(np.asarray(array)[:, 128:]).all()
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize(("heads", "head_dim", "length"), [((8, 2), 64, 1000), ((2, 2), 128, 2048), ((2, 1), 256, 640)])
+@pytest.mark.parametrize("window", [None, 100])
+def test_compiled_for_the_gpu_it_stays_close(heads, head_dim, length, window):
+    rng = np.random.default_rng(4)
+    arrays, weights = draw(rng, 2, length, *heads, head_dim)
+    segments = packed(rng, 2, length, 600)
+    reach = () if window is None else (rising(rng, segments, 3), jnp.int32(window))
+    (weights,) = float32(weights)
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+    expected, ours = (jax.jit(functools.partial(value_and_gradients, f)) for f in (dense, flash.attend_causal))
+    with jax.default_matmul_precision("highest"):
+        exact = expected([x.astype(jnp.float32) for x in arrays], segments, weights, *reach)
+    assert_close(ours(arrays, segments, weights, *reach), exact, tolerance=2e-2)
+
+
 def test_float32_is_left_to_blocks_of_queries():
     rng = np.random.default_rng(2)
     arrays, _ = draw(rng, 2, 140, 4, 2)
