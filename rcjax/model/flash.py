@@ -45,7 +45,7 @@ class Tiles(NamedTuple):
 
 
 def tiles_for(head_dim: int) -> Tiles:
-    """The quickest found on an H100 (``python -m benchmarks.accelerator --parts=tiles``); smaller where heads are wide."""
+    """The quickest found on an H100, ``python -m benchmarks.accelerator --parts=tiles``; less where heads are wide."""
     if head_dim > 128:
         return Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2))
     return Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))
