@@ -85,8 +85,10 @@ def test_trained_model_equals_transformers_and_continues_the_pattern():
     assert any(0 < len(new) < 20 for new in ours)
 
 
-def test_rows_of_all_lengths_grow_shrink_and_replace_each_other():
+@pytest.mark.parametrize("slots", [decode.engine.SLOTS, decode.engine.ACCELERATOR_SLOTS])
+def test_rows_of_all_lengths_grow_shrink_and_replace_each_other(monkeypatch, slots):
     """The ring wraps, gets more slots and fewer; prompts take several pieces; a row outlives many neighbours."""
+    monkeypatch.setattr(decode.engine, "_slots", lambda: slots)
     config = make_config(**CONFIGS["mistral"])
     params = random_params(config, seed=11, dtype=np.float32)
     rng = np.random.default_rng(12)

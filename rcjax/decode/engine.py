@@ -29,9 +29,10 @@ CHUNK = 16  # steps between two looks of the host; a look costs about a tenth of
 IDLE = 16  # while prompts wait, a chunk ends when one row of so many is finished
 PIECE = 64  # tokens of a prompt that run together
 SPAN = 128  # a piece looks at a power of two times so many slots
-SLOTS = (
-    64  # the ring has a multiple of so many slots; above four times as many, one of a quarter to an eighth of itself
-)
+# The ring has a multiple of so many slots; above four times as many, one of a quarter to an eighth of itself. On an
+# accelerator slots are cheap and a program for each number of them takes long to compile.
+SLOTS = 64
+ACCELERATOR_SLOTS = 512
 
 StopFn = Callable[[int, list[int]], bool]
 
@@ -309,7 +310,7 @@ class _Engine:
         """As many slots as the rows need for a chunk, ``coming`` prompt lengths among them."""
         need = max([*self.rows.length[self.rows.active].tolist(), *coming]) + CHUNK
         # Kept as it is when a little less would do: it may grow again soon.
-        if self.slots < need or _bucket(need + SLOTS // 2) < self.slots:
+        if self.slots < need or _bucket(need + _slots() // 2) < self.slots:
             slots = _bucket(need)
             if not self.caches:
                 self.caches = _empty(self.config, len(self.taken), slots, self.cache_dtype)
@@ -321,8 +322,12 @@ class _Engine:
 
 def _bucket(need: int) -> int:
     """The cache's length for that many tokens."""
-    unit = max(SLOTS, 1 << max(0, (need - 1).bit_length() - 2))
+    unit = max(_slots(), 1 << max(0, (need - 1).bit_length() - 2))
     return -(-need // unit) * unit
+
+
+def _slots() -> int:
+    return SLOTS if jax.default_backend() == "cpu" else ACCELERATOR_SLOTS
 
 
 def _power(need: int, unit: int) -> int:

@@ -122,8 +122,12 @@ def _attend_local(query, key, value, first, *, tiles: Tiles, interpret: bool) ->
     # Slots that are added see themselves.
     behind = jnp.broadcast_to(jnp.arange(length, length + short, dtype=jnp.int32), (len(first), short))
     first = jnp.concatenate([first, behind], axis=1)
+    # How many slots have a first one that is no later, is where the last one lies that attends to a slot. Both arrays
+    # are made without a loop: layers in a scan then share them, since the compiler takes them out of it.
+    count = jax.vmap(functools.partial(jnp.bincount, length=length + short))(first)
+    last = jnp.cumsum(count, axis=1, dtype=jnp.int32) - 1
     settings = _Settings(tiles, 1 / math.sqrt(head_dim), interpret)
-    return _attend(settings, lay(query), lay(key), lay(value), first)[:, :length, :, :head_dim]
+    return _attend(settings, lay(query), lay(key), lay(value), first, last)[:, :length, :, :head_dim]
 
 
 class _Settings(NamedTuple):
@@ -135,11 +139,12 @@ class _Settings(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(settings: _Settings, query, key, value, first):
-    return _attend_forward(settings, query, key, value, first)[0]
+def _attend(settings: _Settings, query, key, value, first, last):
+    """``first``, ``last``: int32 [B, S], the first slot that each attends to, the last one that attends to it."""
+    return _attend_forward(settings, query, key, value, first, last)[0]
 
 
-def _attend_forward(settings: _Settings, query, key, value, first):
+def _attend_forward(settings: _Settings, query, key, value, first, last):
     batch, length, heads, head_dim = query.shape
     tile, group = settings.tiles.forward, heads // key.shape[2]
     own = pl.BlockSpec((None, tile.queries, None, head_dim), lambda i, b, n: (b, i, n, 0))
@@ -156,11 +161,11 @@ def _attend_forward(settings: _Settings, query, key, value, first):
             jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
         ],
     )(first, query, key, value)
-    return out, (query, key, value, first, out, lse)
+    return out, (query, key, value, first, last, out, lse)
 
 
 def _attend_backward(settings: _Settings, kept, d_out):
-    query, key, value, first, out, lse = kept
+    query, key, value, first, last, out, lse = kept
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     group = heads // kv_heads
@@ -182,9 +187,6 @@ def _attend_backward(settings: _Settings, kept, d_out):
         [jax.ShapeDtypeStruct(query.shape, query.dtype)],
     )(first, query, key, value, d_out, lse, delta)
 
-    # The last slot that attends to each one: how many have a first one that is no later.
-    slots = jnp.arange(length, dtype=jnp.int32)
-    last = jax.vmap(lambda row: jnp.searchsorted(row, slots, side="right").astype(jnp.int32) - 1)(first)
     tile = settings.tiles.keys
     own = pl.BlockSpec((None, tile.keys, None, head_dim), lambda i, b, k: (b, i, k, 0))
     row = pl.BlockSpec((None, length, group, head_dim), lambda i, b, k: (b, 0, k, 0))
@@ -198,7 +200,7 @@ def _attend_backward(settings: _Settings, kept, d_out):
         [own, own],
         [jax.ShapeDtypeStruct(key.shape, key.dtype), jax.ShapeDtypeStruct(value.shape, value.dtype)],
     )(first, last, query, key, value, d_out, lse, delta)
-    return d_query, d_key, d_value, None
+    return d_query, d_key, d_value, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

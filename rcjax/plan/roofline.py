@@ -9,8 +9,8 @@ Assumptions:
   hides nothing: what the first step of a curriculum with the longest examples would cost, and more than any later one.
 - Every slot carries a label. The output projection is a small part of a large model's work.
 - FLOPs are those of matrix products. Executed are, besides the model's own, products computed again in the backward
-  pass (``train.remat``), those of kernels of attention over the whole causal triangle of a row, whose segments they
-  only mask, and what their backward passes compute twice.
+  pass (``train.remat``), those of the TPU's kernel of attention over the whole causal triangle of a row, whose segments
+  it only masks, and what the kernels' backward passes compute twice.
 - Memory: every product reads its operands from memory and writes its result there once, norms, rotary embedding and
   gates likewise; weights are cast (and gathered) once a pass; the optimizer reads and writes all it has once.
 - Wire: what the compiled program sends (``rcjax.plan.hlo``), over all links of the grid's dimensions that a group
@@ -37,7 +37,7 @@ BACKWARD = 2  # products of the backward pass for each one of the forward pass
 # Of attention's kernels, scores and mixing being 2 products: gradients of queries, and of keys and values, each compute
 # scores and d_weights again, 3 and 4 products.
 KERNEL_BACKWARD = {"splash": 3.5, "flash": 3.5, "tiles": 2.5, "blocks": 2.0}
-TILE = {"splash": 512, "flash": 64, "tiles": 128, "blocks": 128}
+TILE = {"splash": 512, "flash": 128, "tiles": 128, "blocks": 128}
 FLOAT32 = 4
 
 
@@ -118,7 +118,7 @@ def microbatch_work(
     devices = math.prod(mesh.values())
     slots, rows = config.packing.row_length, load.rows
     pairs_of_view = load.length * (load.length + 1) // 2
-    if attention == "tiles":  # leaves tiles out in which segments do not meet themselves
+    if attention in ("tiles", "flash"):  # leave tiles out in which segments do not meet themselves
         pairs_of_row = load.examples_per_row * load.views * load.length * (load.length + TILE[attention]) // 2
     else:
         pairs_of_row = slots * (slots + TILE[attention]) // 2

@@ -36,7 +36,7 @@ class Chip:
       link_rate: bytes a second that one link to a neighbour carries one way; of a GPU, all its links in the host.
       wrapped: sizes of a dimension of the grid from which on, at multiples, its ends are joined to a ring.
       slow_rate: bytes a second of one device's share of the network between hosts (GPU).
-      float32_share: peak of float32 products as JAX does them by default, as a share of that of bfloat16.
+      float32_share: peak of products that keep float32 (``rcjax.model.precision``), as a share of that of bfloat16.
       attention: the path that a run on it takes (``rcjax.model.attention.PATHS``).
     """
 
@@ -47,14 +47,14 @@ class Chip:
     link_rate: float
     wrapped: int = 0
     slow_rate: float = 0.0
-    float32_share: float = 1.0
+    float32_share: float = 1 / 6
     attention: str = "splash"
 
 
 # Memory and its rate: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, of which the compiler lets programs have a little
 # less (its own messages: "exceeds available HBM (15.75G)"). Links: the same pages' interconnect figure, both ways and
 # all links together, as jax-ml.github.io/scaling-book/tpus divides it: 45 GB/s one way on v4 and v5e, 90 on v5p and
-# v6e. Float32 products are by default one pass of bfloat16 on a TPU, TF32 on a GPU. H100: NVIDIA's data sheet of the
+# v6e. A product of float32 takes six of bfloat16 on a TPU; a GPU has units for it. H100: NVIDIA's data sheet of the
 # SXM version, 900 GB/s of NVLink both ways, and one ConnectX-7 of 400 Gb/s for each GPU as in DGX H100.
 CHIPS = {
     "v4": Chip("tpu", "TPU v4", 30.75 * GIB, 1228e9, 45e9, wrapped=4),
@@ -62,7 +62,7 @@ CHIPS = {
     "v5p": Chip("tpu", "TPU v5", 95.0 * GIB, 2765e9, 90e9, wrapped=4),
     "v6e": Chip("tpu", "TPU v6 lite", 31.25 * GIB, 1640e9, 90e9, wrapped=16),
     "h100": Chip(
-        "gpu", "NVIDIA H100", 84978434048, 3352e9, 450e9, slow_rate=50e9, float32_share=0.5, attention="flash"
+        "gpu", "NVIDIA H100", 84978434048, 3352e9, 450e9, slow_rate=50e9, float32_share=67 / 989, attention="flash"
     ),
 }
 HOST_GPUS = 8
