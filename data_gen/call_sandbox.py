@@ -39,6 +39,7 @@ _LARGEST = 256 << 20
 _START = 60.0
 _GRACE = 10.0
 _CHUNK = 1 << 20  # also the size of a pipe
+_NAP = 0.004
 _PYTHON = ("-S", "-s", "-P", "-B")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PATH": os.defpath, "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 _ENVIRONMENT["LD_BIND_NOW"] = "1"  # symbols that only a child uses would be looked up by every child
@@ -141,7 +142,7 @@ class CallWorker:
             raise SandboxError(f"the sandbox's interpreter did not start: {said[-1] if said else 'no answer'}")
         self.reached = json.loads(hello)
 
-    def run(self, call: Call, seconds: float) -> Iterator[tuple[int, bytes]]:
+    def run(self, call: Call, seconds: float) -> Iterator[tuple[int, bytearray]]:
         """Frames (kind, content) that the child sends, until it ends. Closing the iterator ends the child.
 
         Args:
@@ -227,31 +228,45 @@ def _framed(message: Any) -> bytes:
     return struct.pack("<I", len(body)) + body
 
 
-def _frames(fd: int, deadline: float) -> Iterator[tuple[int, bytes]]:
+def _frames(fd: int, deadline: float) -> Iterator[tuple[int, bytearray]]:
     """Frames from a pipe until its end.
 
     A reader that waits in ``poll`` is woken by every small write, which costs both sides more than the write itself. So
-    it sleeps a tenth of the time that the run has taken, and takes in what has come meanwhile.
+    it sleeps a tenth of the time that the run has taken, and takes in what has come meanwhile. Not so in the middle of
+    a frame: one that is larger than the pipe holds the program up until it is read.
     """
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     started = time.monotonic()
+
+    def wait() -> None:
+        now = time.monotonic()
+        if now >= deadline or not poll.poll((deadline - now) * 1000):
+            raise OutOfTime
+
     buffer, at = bytearray(), 0
     while True:
         while len(buffer) - at >= _HEADER.size:
             kind, size = _HEADER.unpack_from(buffer, at)
             if size > _LARGEST:
                 raise OutOfTime  # no frame of ours: a program that writes into the pipe itself
-            if len(buffer) - at - _HEADER.size < size:
-                break
             at += _HEADER.size
-            yield kind, bytes(buffer[at : at + size])
-            at += size
+            content = buffer[at : at + size]
+            at += len(content)
+            if len(content) < size:
+                filled = len(content)
+                content += bytes(size - filled)
+                with memoryview(content) as place:
+                    while filled < size:
+                        wait()
+                        part = os.readv(fd, [place[filled:]])
+                        if not part:
+                            return
+                        filled += part
+            yield kind, content
         del buffer[:at]
         at = 0
-        now = time.monotonic()
-        if now >= deadline or not poll.poll((deadline - now) * 1000):
-            raise OutOfTime
+        wait()
         part = os.read(fd, _CHUNK)
         if not part:
             return
@@ -259,7 +274,7 @@ def _frames(fd: int, deadline: float) -> Iterator[tuple[int, bytes]]:
         if len(part) < _CHUNK // 4:
             elapsed = time.monotonic() - started
             if elapsed > 0.002:
-                time.sleep(min(0.02, elapsed / 10))
+                time.sleep(min(_NAP, elapsed / 10))
 
 
 class Judge:

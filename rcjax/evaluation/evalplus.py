@@ -277,7 +277,7 @@ class _Run:
             return self._failed("an exception that can not be shown\n")
         return self._ended("timeout", "Crashed: the program ended before it returned\n")
 
-    def _output(self, kind: int, content: bytes, frames) -> str:
+    def _output(self, kind: int, content: bytearray, frames) -> str:
         """Judges an output: what is wrong with it, "" if nothing is."""
         if kind == OUTPUT and self.same[self.at] and content == self.contents[self.at]:
             if self.atol == 0 and self.floats[self.at]:
@@ -285,7 +285,7 @@ class _Run:
             return ""
         if kind == OUTPUT:
             arguments = pickle.dumps(list(self._arguments()), 5)
-            item = (self.call.rule, arguments, content, bytes(self.contents[self.at]), self.atol)
+            item = (self.call.rule, arguments, bytes(content), bytes(self.contents[self.at]), self.atol)
             ((right, self.atol, text),) = self.judge.compare([item], self.seconds)
         elif kind == FOREIGN:
             self.worker.hand_in(bytes(self.contents[self.at]), self.atol)
@@ -303,7 +303,7 @@ class _Run:
     def _arguments(self) -> Sequence[Any]:
         return self.task.data[f"{self.suite}_input"][self.at]
 
-    def _traceback(self, content: bytes) -> str:
+    def _traceback(self, content: bytearray) -> str:
         try:
             error = feedback.genuine(json.loads(content))
         except ValueError:

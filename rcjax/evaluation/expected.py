@@ -229,7 +229,7 @@ def record(worker: CallWorker, judge: Judge, task: Task, suite: str) -> tuple[li
         for kind, content in worker.run(call, SECONDS):
             if kind == OUTPUT:
                 seconds.append(struct.unpack_from("<d", content)[0])
-                contents.append(content[8:])
+                contents.append(bytes(content[8:]))
             elif kind == TRACEBACK:
                 failure = json.loads(content)["type"]
     except OutOfTime:
