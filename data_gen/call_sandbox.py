@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Call:
     Attributes:
       source: the program.
       task: key of the worker's inputs.
-      suite: "base" or "plus".
+      suites: "base", "plus", or both, whose inputs are taken one after the other.
       entry_point: name of the function.
       rule: of ``isolated/evalplus_rules.py``.
       first: the first input to call it on.
@@ -71,7 +71,7 @@ class Call:
 
     source: str
     task: str
-    suite: str
+    suites: Sequence[str]
     entry_point: str
     rule: str
     seconds: Sequence[float]
@@ -147,13 +147,13 @@ class CallWorker:
 
         Args:
           call: what to run.
-          seconds: wall time of all of it.
+          seconds: wall time of all of it, unless ``extend`` says otherwise meanwhile.
 
         Raises:
           OutOfTime: they are over.
           CallsLost: the worker is gone; it was replaced, so the next run may be tried.
         """
-        deadline = time.monotonic() + seconds
+        self.extend(seconds)
         self._control, control = socket.socketpair()
         data, data_write = os.pipe()
         with contextlib.suppress(OSError):
@@ -165,7 +165,7 @@ class CallWorker:
                 control.close()
                 os.close(data_write)
                 self._control.sendall(_framed(self._request(call)))
-                yield from _frames(data, deadline)
+                yield from _frames(data, lambda: self._deadline)
             except OSError as error:
                 lost = True
                 raise CallsLost(str(error)) from error
@@ -175,6 +175,10 @@ class CallWorker:
             if not self._end_child() or lost:
                 self.close()
                 self._open()
+
+    def extend(self, seconds: float) -> None:
+        """The run may take so long from now on."""
+        self._deadline = time.monotonic() + seconds
 
     def _request(self, call: Call) -> dict:
         # Time is kept here and by a timer for each input; limits of the sandbox stand behind that.
@@ -228,8 +232,8 @@ def _framed(message: Any) -> bytes:
     return struct.pack("<I", len(body)) + body
 
 
-def _frames(fd: int, deadline: float) -> Iterator[tuple[int, bytearray]]:
-    """Frames from a pipe until its end.
+def _frames(fd: int, deadline: Callable[[], float]) -> Iterator[tuple[int, bytearray]]:
+    """Frames from a pipe until its end, or until the ``deadline`` of ``time.monotonic``.
 
     A reader that waits in ``poll`` is woken by every small write, which costs both sides more than the write itself. So
     it sleeps a tenth of the time that the run has taken, and takes in what has come meanwhile. Not so in the middle of
@@ -240,8 +244,8 @@ def _frames(fd: int, deadline: float) -> Iterator[tuple[int, bytearray]]:
     started = time.monotonic()
 
     def wait() -> None:
-        now = time.monotonic()
-        if now >= deadline or not poll.poll((deadline - now) * 1000):
+        left = deadline() - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
             raise OutOfTime
 
     buffer, at = bytearray(), 0

@@ -159,8 +159,9 @@ class Calls:
 
     def __init__(self, request: dict):
         self.request = request
-        first = request["first"]
-        self.inputs = loads(INPUTS[request["task"]][request["suite"]])[first : first + request["count"]]
+        first, inputs = request["first"], INPUTS[request["task"]]
+        inputs = [one for suite in request["suites"] for one in loads(inputs[suite])]
+        self.inputs = inputs[first : first + request["count"]]
         self.rule, self.record = request["rule"], request["record"]
         self.write, self.encode, self.pack, self.foreign = os.write, outputs.encode, pack, outputs.Foreign
         self.clock, self.too_large = time.perf_counter, outputs.TooLarge

@@ -8,8 +8,9 @@ returned (``expected.py``); ``data_gen/call_sandbox.py`` says who holds what. Li
     the first wrong output ends the run
 
 What is quicker here: inputs are loaded once a worker, not sent with each program; the longest runs start first, and
-those of programs that can keep no state (``stateless.py``) are cut into parts; equal programs are run once; outputs
-that come as the same bytes need no comparison.
+those of programs that can keep no state (``stateless.py``) are cut into parts, or base and plus inputs taken in one run
+where both are short; at the end runs are shared; equal programs are run once; outputs that come as the same bytes need
+no comparison.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import collections
 import contextlib
 import dataclasses
 import heapq
+import itertools
 import json
 import os
 import pickle
 import reprlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_gen.call_sandbox import (
@@ -54,6 +56,8 @@ FACTOR = 4.0
 MOST_SECONDS = 60.0  # of a whole run
 MORE_SECONDS = 2.0  # what evalplus grants a run beyond
 PART_SECONDS = 2.0  # of the canonical program: about so long is a part of a run that is cut
+SHARE_SECONDS = 0.1  # a run that will take so long yet may be shared
+_LOOK = 0.02
 # evalplus limits a run to 4 GiB of address space, in which it holds the expected outputs of the whole benchmark: this
 # is what is left to a program (VmSize measured in evalplus 0.3.1; in MBPP+ it shrinks in the course of a run). One
 # input of Mbpp/255 needs more, so no program passes it there.
@@ -91,6 +95,106 @@ class _Part:
     suite: str
     first: int
     last: int
+    then: str = ""  # a suite that is taken in the same run, where this one passed
+
+
+class _Work:
+    """The parts of all runs, given to threads the longest first, and what they came to.
+
+    How long a program takes is known of the canonical one alone. So a thread that finds nothing left takes over the
+    second half of what lies before a run that is under way and will take long, where the program keeps no state.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._todo: list[_Part] = []
+        self._given = 0  # parts that are being run
+        self._running: list[_Run] = []
+        self._stateless: list[bool] = []
+        # Of each program, suite to first input to verdict, None while it is not there.
+        self._found: list[dict[str, dict[int, SuiteVerdict | None]]] = []
+
+    def add(self, number: int, parts: Mapping[str, Sequence[_Part]], stateless: bool) -> None:
+        """The parts of a program by suite; programs come in the order of their numbers."""
+        self._stateless.append(stateless)
+        self._found.append({suite: dict.fromkeys(part.first for part in own) for suite, own in parts.items()})
+        todo = list(itertools.chain(*parts.values()))
+        if stateless and len(parts) == 2 and len(todo) == 2:
+            base, plus = todo
+            todo = [dataclasses.replace(base, cost=base.cost + plus.cost, then=plus.suite)]
+        for part in todo:
+            heapq.heappush(self._todo, part)
+
+    def put(self, part: _Part) -> None:
+        """One more part of a program that has been added."""
+        with self._changed:
+            heapq.heappush(self._todo, part)
+            self._changed.notify()
+
+    def take(self) -> _Part | None:
+        """The next part; None when nothing is left. Waits while parts that are being run may leave some."""
+        with self._changed:
+            while True:
+                part = heapq.heappop(self._todo) if self._todo else self._half_of_a_run()
+                if part is not None:
+                    self._given += 1
+                    return part
+                if not self._given:
+                    return None
+                self._changed.wait(_LOOK)
+
+    def _half_of_a_run(self) -> _Part | None:
+        if not self._running:
+            return None
+        run = max(self._running, key=_Run.seconds_left)
+        left = run.last - run.at
+        if left < 2 or run.seconds_left() < SHARE_SECONDS:
+            return None
+        # The run looks at `last` after each input. Should it have passed the middle by now, some are run twice.
+        first, last = run.at + left // 2, run.last
+        run.last = first
+        self._found[run.number][run.suite][first] = None
+        return _Part(0.0, run.number, run.suite, first, last)
+
+    @contextlib.contextmanager
+    def divided(self, run: _Run) -> Iterator[None]:
+        """While it goes on, others may take over inputs of this run."""
+        if not self._stateless[run.number]:
+            yield
+            return
+        with self._changed:
+            self._running.append(run)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running.remove(run)
+
+    def is_decided(self, part: _Part) -> bool:
+        """Whether an earlier part of the suite failed, so that this one does not count."""
+        with self._changed:
+            others = self._found[part.number][part.suite].items()
+            return any(one is not None and one.status != "pass" for first, one in others if first < part.first)
+
+    def finish(self, part: _Part, verdicts: Sequence[SuiteVerdict]) -> dict[str, list[SuiteVerdict]] | None:
+        """Notes the verdicts of a part; by suite those of all parts, in order, if these were the last."""
+        with self._changed:
+            found = self._found[part.number]
+            for suite, verdict in zip((part.suite, part.then), verdicts, strict=False):
+                found[suite][part.first if suite == part.suite else 0] = verdict
+            self._given -= 1
+            self._changed.notify_all()
+            if any(None in parts.values() for parts in found.values()):
+                return None
+            return {suite: [parts[first] for first in sorted(parts)] for suite, parts in found.items()}
+
+    def stop(self) -> None:
+        """No part is given out any more."""
+        with self._changed:
+            self._todo.clear()
+            self._running.clear()
+            self._given = 0
+            self._changed.notify_all()
 
 
 def score(
@@ -108,63 +212,50 @@ def score(
     for index, sample in enumerate(samples):
         indices[sample.task_id, sample.solution].append(index)
     programs = list(indices)
-    todo: list[_Part] = []
-    found: dict[tuple[int, str], dict[int, SuiteVerdict | None]] = {}
+    work = _Work()
     for number, (task_id, source) in enumerate(programs):
-        for suite in suites:
-            parts = _parts(number, suite, source, expected.suite(task_id, suite).seconds)
-            found[number, suite] = {part.first: None for part in parts}
-            todo += parts
-    heapq.heapify(todo)
-    lock, failures = threading.Lock(), []
+        cut = [_parts(number, suite, source, expected.suite(task_id, suite).seconds) for suite in suites]
+        work.add(number, dict(zip(suites, cut, strict=True)), is_stateless(source))
     tasks = {task_id: benchmark.tasks[task_id] for task_id, _ in programs}
     inputs = packed({task_id: inputs_of(task) for task_id, task in tasks.items()})
     plain = [keeps_to_plain_modules(source) for _, source in programs]
+    failures: list[BaseException] = []
 
-    def work() -> None:
+    def run_parts() -> None:
         judge, workers = Judge(), {}
         try:
-            while not failures:
-                with lock:
-                    if not todo:
-                        return
-                    part = heapq.heappop(todo)
-                    others = found[part.number, part.suite]
-                    decided = any(one and one.status != "pass" for first, one in others.items() if first < part.first)
+            while (part := work.take()) is not None:
                 task_id, source = programs[part.number]
-                if decided:  # an earlier part ended the run
-                    verdict = SuiteVerdict("pass")
-                else:
-                    kind = plain[part.number]
-                    if kind not in workers:
-                        workers[kind] = CallWorker(inputs, plain=kind)
-                    verdict = run_part(workers[kind], judge, tasks[task_id], source, expected, part)
-                with lock:
-                    others[part.first] = verdict
-                    whole = [found[part.number, suite] for suite in suites]
-                    if all(None not in parts.values() for parts in whole):
-                        joined = []
-                        for suite, parts in zip(suites, whole, strict=True):
-                            limits = time_limits(expected.suite(task_id, suite).seconds)
-                            joined.append(_whole([parts[first] for first in sorted(parts)], total_limit(limits)))
-                        for index in indices[task_id, source]:
-                            done(index, _verdict(joined, SampleVerdict))
+                kind = plain[part.number]
+                if kind not in workers:
+                    workers[kind] = CallWorker(inputs, plain=kind)
+                verdicts = run_part(workers[kind], judge, tasks[task_id], source, expected, part, work)
+                if part.then and len(verdicts) == 1:  # in a run of its own
+                    last = len(expected.suite(task_id, part.then).seconds)
+                    work.put(dataclasses.replace(part, suite=part.then, first=0, last=last, then=""))
+                whole = work.finish(part, verdicts)
+                if whole is not None:
+                    limits = [total_limit(time_limits(expected.suite(task_id, suite).seconds)) for suite in suites]
+                    joined = [_whole(whole[suite], limit) for suite, limit in zip(suites, limits, strict=True)]
+                    for index in indices[task_id, source]:
+                        done(index, _verdict(joined, SampleVerdict))
         except BaseException as error:
             failures.append(error)
+            work.stop()
         finally:
             for worker in workers.values():
                 worker.close()
             judge.close()
 
-    count = min(workers or len(os.sched_getaffinity(0)), len(todo))
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    count = min(workers or len(os.sched_getaffinity(0)), len(programs) * len(suites))
+    threads = [threading.Thread(target=run_parts, daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
     try:
         for thread in threads:
             thread.join()
-    except BaseException as error:  # an interrupt: runs that are under way may take a minute, nobody waits for them
-        failures.append(error)
+    except BaseException:  # an interrupt: runs that are under way may take a minute, nobody waits for them
+        work.stop()
         raise
     if failures:
         raise failures[0]
@@ -213,63 +304,80 @@ def _verdict(suites: Sequence[SuiteVerdict], make: Callable[..., Any]) -> Any:
 
 
 def run_part(
-    worker: CallWorker, judge: Judge, task: Task, source: str, expected: Expected, part: _Part
-) -> SuiteVerdict:
-    """Runs one program on a part of its task's inputs."""
-    suite, first, last = part.suite, part.first, part.last
-    outputs = expected.suite(task.id, suite)
-    limits = time_limits(outputs.seconds)
+    worker: CallWorker, judge: Judge, task: Task, source: str, expected: Expected, part: _Part, work: _Work
+) -> list[SuiteVerdict]:
+    """Runs one program on a part of its task's inputs; one verdict, two where ``part.then`` was run as well."""
+    if work.is_decided(part):
+        return [SuiteVerdict("pass")]
+    suites = (part.suite, part.then) if part.then else (part.suite,)
+    limits = [time_limits(expected.suite(task.id, suite).seconds) for suite in suites]
     call = Call(
         source=source,
         task=task.id,
-        suite=suite,
+        suites=suites,
         entry_point=task.entry_point,
         rule=rule_of(task.data["family"], task.entry_point),
-        seconds=limits[first:last],
+        seconds=[*limits[0][part.first : part.last], *itertools.chain(*limits[1:])],
         memory_mb=MEMORY_MB[task.data["family"]],
-        first=first,
+        first=part.first,
     )
-    contents = expected.contents(task.id, suite)
     for _ in range(2):  # a worker may be lost through no fault of the program, but hardly twice
-        run = _Run(worker, judge, task, suite, call, contents, outputs.same, outputs.floats)
-        started = time.monotonic()
-        with contextlib.suppress(CallsLost):
-            verdict = run.verdict(total_limit(limits))
-            return dataclasses.replace(verdict, seconds=time.monotonic() - started)
-    return SuiteVerdict("timeout", "Crashed: the program took its interpreter down\n")
+        verdicts: list[SuiteVerdict] = []
+        with contextlib.suppress(CallsLost), contextlib.closing(worker.run(call, total_limit(limits[0]))) as frames:
+            for suite, own in zip(suites, limits, strict=True):
+                first, last = (0, len(own)) if verdicts else (part.first, part.last)
+                run = _Run(worker, judge, task, suite, call, expected, range(first, last), own, part.number)
+                run.loaded = bool(verdicts)
+                worker.extend(total_limit(own))
+                # Outputs on the first suite's inputs all come before those on the second's.
+                with work.divided(run) if suite == suites[-1] else contextlib.nullcontext():
+                    verdict = run.verdict(frames, total_limit(own))
+                verdicts.append(dataclasses.replace(verdict, seconds=time.monotonic() - run.started))
+                if verdict.status != "pass":
+                    break
+            return verdicts
+    return [SuiteVerdict("timeout", "Crashed: the program took its interpreter down\n")]
 
 
 class _Run:
-    """One run, its frames taken in order."""
+    """One program on a range of the inputs of a suite, its frames taken in order."""
 
-    def __init__(self, worker, judge, task, suite, call, contents, same, floats):
+    def __init__(self, worker, judge, task, suite, call, expected, indices: range, limits, number: int):
+        outputs = expected.suite(task.id, suite)
         self.worker, self.judge, self.task, self.suite, self.call = worker, judge, task, suite, call
-        self.contents, self.same, self.floats = contents, same, floats
-        self.at, self.last = call.first, call.first + len(call.seconds)
+        self.contents, self.same, self.floats = expected.contents(task.id, suite), outputs.same, outputs.floats
+        self.at, self.last, self.limits = indices.start, indices.stop, limits  # others may lower `last`
+        self.number, self.first, self.end, self.started = number, indices.start, indices.stop, time.monotonic()
         self.atol = task.data["atol"]
-        if self.atol == 0 and any(floats[: self.at]):
+        if self.atol == 0 and any(self.floats[: self.at]):
             self.atol = FLOATS_ATOL
         self.own_equality = self.loaded = False
 
-    def verdict(self, seconds: float) -> SuiteVerdict:
+    def seconds_left(self) -> float:
+        """About so long it will take."""
+        return (time.monotonic() - self.started) * (self.last - self.at) / (self.at - self.first + 1)
+
+    def verdict(self, frames, seconds: float) -> SuiteVerdict:
+        """Takes frames until the range is through or the program failed; ``seconds`` are its limit."""
         raised = False
         self.seconds = seconds
+        if self.loaded and self.at == self.last:
+            return self._passed()
         try:
-            with contextlib.closing(self.worker.run(self.call, seconds)) as frames:
-                for kind, content in frames:
-                    if kind == TRACEBACK and raised:
-                        return self._failed(self._traceback(content))
-                    if kind == RAISED:
-                        raised = True
-                    elif kind == LOADED:
-                        self.loaded = True
-                    else:
-                        failure = self._output(kind, content, frames)
-                        if failure:
-                            return self._failed(failure)
-                        self.at += 1
-                    if not raised and self.loaded and self.at == self.last:
-                        return self._passed()
+            for kind, content in frames:
+                if kind == TRACEBACK and raised:
+                    return self._failed(self._traceback(content))
+                if kind == RAISED:
+                    raised = True
+                elif kind == LOADED:
+                    self.loaded = True
+                else:
+                    failure = self._output(kind, content, frames)
+                    if failure:
+                        return self._failed(failure)
+                    self.at += 1
+                if not raised and self.loaded and self.at >= self.last:
+                    return self._passed()
         except OutOfTime:
             if not raised:
                 return self._ended("timeout", f"TimeoutError: no end within {seconds:g} s\n")
@@ -308,15 +416,15 @@ class _Run:
             error = feedback.genuine(json.loads(content))
         except ValueError:
             return "an exception that can not be shown\n"
-        if error["type"] in ("_TimeUp", "TimeoutException") and self.loaded and self.at < self.last:
-            return f"TimeoutError: no result within {self.call.seconds[self.at - self.call.first]:.3g} s\n"
+        if error["type"] in ("_TimeUp", "TimeoutException") and self.loaded and self.at < self.end:
+            return f"TimeoutError: no result within {self.limits[self.at]:.3g} s\n"
         return feedback.written(error, self.call.source.splitlines())
 
     def _failed(self, failure: str) -> SuiteVerdict:
         return self._ended("fail", failure)
 
     def _ended(self, status: str, failure: str) -> SuiteVerdict:
-        if self.loaded and self.at < self.last:
+        if self.loaded and self.at < self.end:
             arguments = ", ".join(_SHORT.repr(argument) for argument in self._arguments())
             failure = f"{self.task.entry_point}({arguments}): {failure}"
         return SuiteVerdict(status, failure, self.own_equality)

@@ -8,6 +8,7 @@ from rcjax.evaluation.benchmarks import load_benchmark
 from rcjax.evaluation.python_sets import with_find_zero_fixed
 from rcjax.evaluation.samples import read_samples
 from rcjax.evaluation.scoring import BenchmarkScore, score_samples
+from rcjax.evaluation.tasks import without_collection
 from rcjax.progress import say
 
 SHOWN = 8
@@ -41,7 +42,8 @@ def score_files(
     Raises:
       BenchmarkError, SamplesError: of the files; OutputError: before anything is run.
     """
-    benchmark = load_benchmark(name, data)
+    with without_collection():
+        benchmark = load_benchmark(name, data)
     say(f"{benchmark.name}: {len(benchmark.tasks)} tasks, data {benchmark.version}")
     if benchmark.version.startswith("sha256:"):
         say("this data is none of the released versions that are known here; do not compare with published figures")
