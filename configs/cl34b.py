@@ -5,7 +5,7 @@
 DIR is a dataset directory (docs/data.md). The published scores come from code instructions once and the traces of
 ReflectionSeq-GPT and ReflectionSeq-DS twice an epoch; without DIR the run trains on problems that it makes itself.
 
-Needs 21.0 of the 79.1 GiB of each of 64 H100: float32 weights, gradients and AdamW moments split over all of them, and
+Needs 20.8 of the 79.1 GiB of each of 64 H100: float32 weights, gradients and AdamW moments split over all of them, and
 the activations of one row of 8,192 slots each (python launch.py --config=configs/cl34b.py --mode=plan
 --topology=h100:64 --effort=fast); docs/plans.md has more, and times.
 

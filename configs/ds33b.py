@@ -5,9 +5,9 @@
 DIR is a dataset directory (docs/data.md). The published scores come from code instructions once and the traces of
 ReflectionSeq-GPT and ReflectionSeq-DS twice an epoch; without DIR the run trains on problems that it makes itself.
 
-Needs 21.4 of the 95 GiB of each of 64 TPU v5p chips: float32 weights, gradients and AdamW moments split over all of
+Needs 21.1 of the 95 GiB of each of 64 TPU v5p chips: float32 weights, gradients and AdamW moments split over all of
 them, and the activations of one row of 8,192 slots each, which holds both views of an example of 4,096 tokens (python
-launch.py --config=configs/ds33b.py --mode=plan --topology=v5p:4x4x4). 64 H100 need 21.0 of 79.1 GiB each (the same
+launch.py --config=configs/ds33b.py --mode=plan --topology=v5p:4x4x4). 64 H100 need 20.8 of 79.1 GiB each (the same
 with --topology=h100:64 --effort=fast); docs/plans.md has more, and times.
 
 Expect pass@1, greedy: HumanEval 82.9, HumanEval+ 76.8, MBPP 84.1, MBPP+ 72.0. So ReflectionCoder-DS-33B is reported

@@ -5,7 +5,7 @@
 DIR is a dataset directory (docs/data.md). The published scores come from code instructions once and the traces of
 ReflectionSeq-GPT and ReflectionSeq-DS twice an epoch; without DIR the run trains on problems that it makes itself.
 
-Needs 12.9 of the 15.75 GiB of each of 16 TPU v5e chips: float32 weights, gradients and AdamW moments split over all of
+Needs 13.1 of the 15.75 GiB of each of 16 TPU v5e chips: float32 weights, gradients and AdamW moments split over all of
 them, and the activations of one row of 8,192 slots each, which holds both views of an example of 4,096 tokens (python
 launch.py --config=configs/ds67b.py --mode=plan --topology=v5e:4x4). 8 H100 need 20.6 of 79.1 GiB each (the same with
 --topology=h100:8 --effort=fast); docs/plans.md has more, and times.
