@@ -2,12 +2,12 @@
 
     python -m benchmarks.accelerator [--parts=attention,loss,step,decode,tiles] [--small]
 
-`attention`: forward and backward pass over rows of 8,192 slots, packed as training packs them, against whole blocks of
-queries, and against cuDNN's over the causal triangle, which masks no segments. `loss`: label columns at a time. `step`:
-an optimizer step in bfloat16 of two models of the shipped configs, the middle of a `block` curriculum, against PyTorch
-with transformers (autocast to bfloat16, SDPA), plain and improved (benchmarks/step.py). `decode`: greedy, against
-`transformers.generate`. `tiles`: what sizes of tiles take. Losses and tokens are compared before anything is timed.
-`--small` runs all of it on small shapes, on whatever there is: to see that it works.
+`attention`: forward and backward pass over rows of 8,192 slots, packed as training packs them, against the Triton
+kernel that comes with JAX, and cuDNN's over the causal triangle, which masks no segments. `loss`: label columns at a
+time. `step`: an optimizer step in bfloat16 of two models of the shipped configs, the middle of a `block` curriculum,
+against PyTorch with transformers (autocast to bfloat16, SDPA), plain and improved (benchmarks/step.py). `decode`:
+greedy, against `transformers.generate`. `tiles`: what sizes of tiles take. Losses and tokens are compared before
+anything is timed. `--small` runs all of it on small shapes, on whatever there is: to see that it works.
 """
 
 from __future__ import annotations

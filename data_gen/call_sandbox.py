@@ -202,7 +202,12 @@ class CallWorker:
         }
 
     def hand_in(self, expected: bytes, atol: float) -> None:
-        """Answers a frame FOREIGN."""
+        """Answers a frame FOREIGN.
+
+        Raises:
+          OSError: nobody takes it, while the run may go on.
+        """
+        self._control.settimeout(max(0.01, self._deadline - time.monotonic()))
         self._control.sendall(_framed({"expected": base64.b64encode(expected).decode(), "atol": atol}))
 
     def _end_child(self) -> bool:
@@ -256,17 +261,17 @@ def _frames(fd: int, deadline: Callable[[], float]) -> Iterator[tuple[int, bytea
                 raise OutOfTime  # no frame of ours: a program that writes into the pipe itself
             at += _HEADER.size
             content = buffer[at : at + size]
-            at += len(content)
-            if len(content) < size:
-                filled = len(content)
-                content += bytes(size - filled)
+            filled = len(content)
+            at += filled
+            while filled < size:
+                if filled == len(content):  # memory for as much again as has come: a header may lie
+                    content += bytes(min(size - filled, max(filled, _CHUNK)))
+                wait()
                 with memoryview(content) as place:
-                    while filled < size:
-                        wait()
-                        part = os.readv(fd, [place[filled:]])
-                        if not part:
-                            return
-                        filled += part
+                    part = os.readv(fd, [place[filled:]])
+                if not part:
+                    return
+                filled += part
             yield kind, content
         del buffer[:at]
         at = 0

@@ -1,6 +1,6 @@
 """Verdicts as evalplus 0.3.1 gives them, in the project's sandbox.
 
-A program is run on the base and on the plus inputs in two processes, and must return what the canonical program
+A program is run on the base and on the plus inputs as if in two processes, and must return what the canonical program
 returned (``expected.py``); ``data_gen/call_sandbox.py`` says who holds what. Limits, statuses and rules are evalplus's:
 
     an input may take max(1 s, 4 times the canonical program's time); more is "fail", as any exception is
@@ -21,6 +21,7 @@ import dataclasses
 import heapq
 import itertools
 import json
+import math
 import os
 import pickle
 import reprlib
@@ -102,7 +103,7 @@ class _Work:
     """The parts of all runs, given to threads the longest first, and what they came to.
 
     How long a program takes is known of the canonical one alone. So a thread that finds nothing left takes over the
-    second half of what lies before a run that is under way and will take long, where the program keeps no state.
+    second half of what lies before a run that will take long yet, where the order of inputs can not matter.
     """
 
     def __init__(self) -> None:
@@ -110,16 +111,21 @@ class _Work:
         self._todo: list[_Part] = []
         self._given = 0  # parts that are being run
         self._running: list[_Run] = []
-        self._stateless: list[bool] = []
+        self._shared: list[bool] = []
+        self._stopped = False
         # Of each program, suite to first input to verdict, None while it is not there.
         self._found: list[dict[str, dict[int, SuiteVerdict | None]]] = []
 
-    def add(self, number: int, parts: Mapping[str, Sequence[_Part]], stateless: bool) -> None:
-        """The parts of a program by suite; programs come in the order of their numbers."""
-        self._stateless.append(stateless)
+    def add(self, number: int, parts: Mapping[str, Sequence[_Part]], shared: bool) -> None:
+        """The parts of a program by suite; programs come in the order of their numbers.
+
+        Args:
+          shared: whether its inputs may be taken in any order, in several processes.
+        """
+        self._shared.append(shared)
         self._found.append({suite: dict.fromkeys(part.first for part in own) for suite, own in parts.items()})
         todo = list(itertools.chain(*parts.values()))
-        if stateless and len(parts) == 2 and len(todo) == 2:
+        if shared and len(parts) == 2 and len(todo) == 2:
             base, plus = todo
             todo = [dataclasses.replace(base, cost=base.cost + plus.cost, then=plus.suite)]
         for part in todo:
@@ -134,7 +140,7 @@ class _Work:
     def take(self) -> _Part | None:
         """The next part; None when nothing is left. Waits while parts that are being run may leave some."""
         with self._changed:
-            while True:
+            while not self._stopped:
                 part = heapq.heappop(self._todo) if self._todo else self._half_of_a_run()
                 if part is not None:
                     self._given += 1
@@ -142,24 +148,26 @@ class _Work:
                 if not self._given:
                     return None
                 self._changed.wait(_LOOK)
+            return None
 
     def _half_of_a_run(self) -> _Part | None:
-        if not self._running:
-            return None
-        run = max(self._running, key=_Run.seconds_left)
-        left = run.last - run.at
-        if left < 2 or run.seconds_left() < SHARE_SECONDS:
+        halves = []
+        for run in self._running:
+            at, last = run.at, run.last  # its own thread moves `at` on meanwhile
+            if last - at >= 2 and not self._is_decided(run.number, run.suite, at):
+                halves.append((run.seconds_left(at), at + (last - at) // 2, run))
+        seconds, first, run = max(halves, key=lambda half: half[0], default=(0.0, 0, None))
+        if run is None or seconds < SHARE_SECONDS:
             return None
         # The run looks at `last` after each input. Should it have passed the middle by now, some are run twice.
-        first, last = run.at + left // 2, run.last
-        run.last = first
+        last, run.last = run.last, first
         self._found[run.number][run.suite][first] = None
         return _Part(0.0, run.number, run.suite, first, last)
 
     @contextlib.contextmanager
     def divided(self, run: _Run) -> Iterator[None]:
         """While it goes on, others may take over inputs of this run."""
-        if not self._stateless[run.number]:
+        if not self._shared[run.number]:
             yield
             return
         with self._changed:
@@ -173,8 +181,11 @@ class _Work:
     def is_decided(self, part: _Part) -> bool:
         """Whether an earlier part of the suite failed, so that this one does not count."""
         with self._changed:
-            others = self._found[part.number][part.suite].items()
-            return any(one is not None and one.status != "pass" for first, one in others if first < part.first)
+            return self._is_decided(part.number, part.suite, part.first)
+
+    def _is_decided(self, number: int, suite: str, before: int) -> bool:
+        others = self._found[number][suite].items()
+        return any(one is not None and one.status != "pass" for first, one in others if first < before)
 
     def finish(self, part: _Part, verdicts: Sequence[SuiteVerdict]) -> dict[str, list[SuiteVerdict]] | None:
         """Notes the verdicts of a part; by suite those of all parts, in order, if these were the last."""
@@ -184,16 +195,14 @@ class _Work:
                 found[suite][part.first if suite == part.suite else 0] = verdict
             self._given -= 1
             self._changed.notify_all()
-            if any(None in parts.values() for parts in found.values()):
+            if self._stopped or any(None in parts.values() for parts in found.values()):
                 return None
             return {suite: [parts[first] for first in sorted(parts)] for suite, parts in found.items()}
 
     def stop(self) -> None:
-        """No part is given out any more."""
+        """No part is given out any more, and no program is told to be through."""
         with self._changed:
-            self._todo.clear()
-            self._running.clear()
-            self._given = 0
+            self._stopped = True
             self._changed.notify_all()
 
 
@@ -215,11 +224,13 @@ def score(
     work = _Work()
     for number, (task_id, source) in enumerate(programs):
         cut = [_parts(number, suite, source, expected.suite(task_id, suite).seconds) for suite in suites]
-        work.add(number, dict(zip(suites, cut, strict=True)), is_stateless(source))
+        shared = is_stateless(source) and _rule(benchmark.tasks[task_id]) != "root"  # whose text tells of all inputs
+        work.add(number, dict(zip(suites, cut, strict=True)), shared)
     tasks = {task_id: benchmark.tasks[task_id] for task_id, _ in programs}
     inputs = packed({task_id: inputs_of(task) for task_id, task in tasks.items()})
     plain = [keeps_to_plain_modules(source) for _, source in programs]
     failures: list[BaseException] = []
+    told = threading.Lock()
 
     def run_parts() -> None:
         judge, workers = Judge(), {}
@@ -237,8 +248,9 @@ def score(
                 if whole is not None:
                     limits = [total_limit(time_limits(expected.suite(task_id, suite).seconds)) for suite in suites]
                     joined = [_whole(whole[suite], limit) for suite, limit in zip(suites, limits, strict=True)]
-                    for index in indices[task_id, source]:
-                        done(index, _verdict(joined, SampleVerdict))
+                    with told:
+                        for index in indices[task_id, source]:
+                            done(index, _verdict(joined, SampleVerdict))
         except BaseException as error:
             failures.append(error)
             work.stop()
@@ -247,7 +259,7 @@ def score(
                 worker.close()
             judge.close()
 
-    count = min(workers or len(os.sched_getaffinity(0)), len(programs) * len(suites))
+    count = workers or len(os.sched_getaffinity(0))
     threads = [threading.Thread(target=run_parts, daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -303,40 +315,52 @@ def _verdict(suites: Sequence[SuiteVerdict], make: Callable[..., Any]) -> Any:
     return make(base=base.status, plus=plus and plus.status, failure=failure, note=note)
 
 
+def _rule(task: Task) -> str:
+    return rule_of(task.data["family"], task.entry_point)
+
+
 def run_part(
     worker: CallWorker, judge: Judge, task: Task, source: str, expected: Expected, part: _Part, work: _Work
 ) -> list[SuiteVerdict]:
     """Runs one program on a part of its task's inputs; one verdict, two where ``part.then`` was run as well."""
     if work.is_decided(part):
         return [SuiteVerdict("pass")]
+    verdicts: list[SuiteVerdict] = []
     suites = (part.suite, part.then) if part.then else (part.suite,)
-    limits = [time_limits(expected.suite(task.id, suite).seconds) for suite in suites]
-    call = Call(
-        source=source,
-        task=task.id,
-        suites=suites,
-        entry_point=task.entry_point,
-        rule=rule_of(task.data["family"], task.entry_point),
-        seconds=[*limits[0][part.first : part.last], *itertools.chain(*limits[1:])],
-        memory_mb=MEMORY_MB[task.data["family"]],
-        first=part.first,
-    )
-    for _ in range(2):  # a worker may be lost through no fault of the program, but hardly twice
-        verdicts: list[SuiteVerdict] = []
-        with contextlib.suppress(CallsLost), contextlib.closing(worker.run(call, total_limit(limits[0]))) as frames:
-            for suite, own in zip(suites, limits, strict=True):
-                first, last = (0, len(own)) if verdicts else (part.first, part.last)
-                run = _Run(worker, judge, task, suite, call, expected, range(first, last), own, part.number)
-                run.loaded = bool(verdicts)
-                worker.extend(total_limit(own))
-                # Outputs on the first suite's inputs all come before those on the second's.
-                with work.divided(run) if suite == suites[-1] else contextlib.nullcontext():
-                    verdict = run.verdict(frames, total_limit(own))
-                verdicts.append(dataclasses.replace(verdict, seconds=time.monotonic() - run.started))
-                if verdict.status != "pass":
-                    break
-            return verdicts
-    return [SuiteVerdict("timeout", "Crashed: the program took its interpreter down\n")]
+    first, last, lost = part.first, part.last, 0
+    while len(verdicts) < len(suites):
+        left = suites[len(verdicts) :]
+        limits = [time_limits(expected.suite(task.id, suite).seconds) for suite in left]
+        call = Call(
+            source=source,
+            task=task.id,
+            suites=left,
+            entry_point=task.entry_point,
+            rule=_rule(task),
+            seconds=[*limits[0][first:last], *itertools.chain(*limits[1:])],
+            memory_mb=MEMORY_MB[task.data["family"]],
+            first=first,
+        )
+        try:
+            with contextlib.closing(worker.run(call, total_limit(limits[0]))) as frames:
+                for suite, own in zip(left, limits, strict=True):
+                    run = _Run(worker, judge, task, suite, call, expected, range(first, last), own, part.number)
+                    run.loaded = suite != left[0]
+                    worker.extend(total_limit(own))
+                    # Outputs on the first suite's inputs all come before those on the second's.
+                    with work.divided(run) if suite == suites[-1] else contextlib.nullcontext():
+                        verdict = run.verdict(frames, total_limit(own))
+                    verdicts.append(dataclasses.replace(verdict, seconds=time.monotonic() - run.started))
+                    if verdict.status != "pass":
+                        return verdicts
+                    if len(verdicts) < len(suites):
+                        first, last, lost = 0, len(expected.suite(task.id, suites[len(verdicts)]).seconds), 0
+        except CallsLost:
+            # A worker may be lost through no fault of the program, but hardly twice.
+            first, last, lost = run.first, run.last, lost + 1  # what others have taken over is theirs
+            if lost > 1:
+                return [*verdicts, SuiteVerdict("timeout", "Crashed: the program took its interpreter down\n")]
+    return verdicts
 
 
 class _Run:
@@ -353,9 +377,9 @@ class _Run:
             self.atol = FLOATS_ATOL
         self.own_equality = self.loaded = False
 
-    def seconds_left(self) -> float:
-        """About so long it will take."""
-        return (time.monotonic() - self.started) * (self.last - self.at) / (self.at - self.first + 1)
+    def seconds_left(self, at: int) -> float:
+        """About so long it will take from there on."""
+        return (time.monotonic() - self.started) * (self.last - at) / (at - self.first + 1)
 
     def verdict(self, frames, seconds: float) -> SuiteVerdict:
         """Takes frames until the range is through or the program failed; ``seconds`` are its limit."""
@@ -396,17 +420,24 @@ class _Run:
             item = (self.call.rule, arguments, bytes(content), bytes(self.contents[self.at]), self.atol)
             ((right, self.atol, text),) = self.judge.compare([item], self.seconds)
         elif kind == FOREIGN:
-            self.worker.hand_in(bytes(self.contents[self.at]), self.atol)
-            kind, content = next(frames, (RAISED, b""))
-            try:
-                right, self.atol, text = json.loads(content) if kind == COMPARED else (False, self.atol, "")
-            except ValueError:
-                right, text = False, ""
-            self.own_equality = self.own_equality or bool(right)
-            text = text or "its output's own comparison failed"
+            right, self.atol, text = self._compared_there(frames)
+            self.own_equality = self.own_equality or right
         else:
             right, text = False, "its output is too large" if kind == LARGE else "no output"
         return "" if right is True else f"{feedback.scrub(str(text))}\n"
+
+    def _compared_there(self, frames) -> tuple[bool, float, str]:
+        """What the program's own process says of an output of a class that is known there alone."""
+        failed = False, self.atol, "its output's own comparison failed"
+        try:
+            self.worker.hand_in(bytes(self.contents[self.at]), self.atol)
+            kind, content = next(frames, (RAISED, b""))
+            right, atol, text = json.loads(content) if kind == COMPARED else failed
+        except (OSError, ValueError, TypeError, RecursionError):  # a program may write such frames itself
+            return failed
+        if not (isinstance(right, bool) and isinstance(atol, (int, float)) and math.isfinite(atol)):
+            return failed
+        return right, float(atol), str(text) or failed[2]
 
     def _arguments(self) -> Sequence[Any]:
         return self.task.data[f"{self.suite}_input"][self.at]
@@ -414,7 +445,7 @@ class _Run:
     def _traceback(self, content: bytearray) -> str:
         try:
             error = feedback.genuine(json.loads(content))
-        except ValueError:
+        except (ValueError, RecursionError):
             return "an exception that can not be shown\n"
         if error["type"] in ("_TimeUp", "TimeoutException") and self.loaded and self.at < self.end:
             return f"TimeoutError: no result within {self.limits[self.at]:.3g} s\n"

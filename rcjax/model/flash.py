@@ -64,7 +64,7 @@ def attend_causal(
 ) -> jax.Array:
     """softmax(Q K^T / sqrt(H)) V under the causal segment mask; softmax in float32.
 
-    Any row length and head dimension: what the tiles want more is padded and cut again.
+    Any row length, and head dimensions up to 256: what the tiles want more is padded and cut again.
 
     Args:
       query: [B, S, N, H]; key, value: [B, S, K, H] with K dividing N; of one dtype. On a GPU the products of float32
@@ -231,13 +231,13 @@ def _scores(query, key, rows, columns, first, scale: float):
 def _forward_kernel(first_ref, query_ref, key_ref, value_ref, out_ref, lse_ref, *, tile: Tile, scale: float):
     """A tile of queries against the tiles of keys that it sees."""
     start = pl.program_id(0) * tile.queries
-    rows, first = start + jnp.arange(tile.queries), first_ref[pl.ds(start, tile.queries)]
+    rows, first = start + _count(tile.queries), first_ref[pl.ds(start, tile.queries)]
     query = query_ref[...]
 
     def body(number, carry):
         mixed, largest, total = carry
         cut = pl.ds(number * tile.keys, tile.keys)
-        columns = number * tile.keys + jnp.arange(tile.keys)
+        columns = number * tile.keys + _count(tile.keys)
         scores = _scores(query, key_ref[cut, :], rows, columns, first, scale)
         # Where a row sees nothing of this tile, what is added counts for nothing as soon as it sees something: at the
         # latest itself, in the last tile.
@@ -260,12 +260,12 @@ def _queries_kernel(
 ):
     """The gradient of a tile of queries, from the tiles of keys that it sees."""
     start = pl.program_id(0) * tile.queries
-    rows, first = start + jnp.arange(tile.queries), first_ref[pl.ds(start, tile.queries)]
+    rows, first = start + _count(tile.queries), first_ref[pl.ds(start, tile.queries)]
     query, d_out, lse, delta = query_ref[...], d_out_ref[...], lse_ref[...], delta_ref[...]
 
     def body(number, d_query):
         cut = pl.ds(number * tile.keys, tile.keys)
-        columns = number * tile.keys + jnp.arange(tile.keys)
+        columns = number * tile.keys + _count(tile.keys)
         key = key_ref[cut, :]
         shares = jnp.exp2(_scores(query, key, rows, columns, first, scale) - lse[:, None])
         d_scores = shares * (triton.dot(d_out, value_ref[cut, :].T) - delta[:, None])
@@ -294,15 +294,15 @@ def _keys_kernel(
 ):
     """The gradients of a tile of keys and values, from the tiles of queries that see it, of all heads of its group."""
     start = pl.program_id(0) * tile.keys
-    columns = start + jnp.arange(tile.keys)
+    columns = start + _count(tile.keys)
     key, value = key_ref[...], value_ref[...]
-    lower = jax.lax.div(start, tile.queries)
-    upper = jax.lax.div(last_ref[start + tile.keys - 1], tile.queries) + 1
+    lower = jax.lax.div(start, jnp.int32(tile.queries))
+    upper = jax.lax.div(last_ref[start + tile.keys - 1], jnp.int32(tile.queries)) + 1
 
     def body(number, carry, head):
         d_key, d_value = carry
         cut = pl.ds(number * tile.queries, tile.queries)
-        rows = number * tile.queries + jnp.arange(tile.queries)
+        rows = number * tile.queries + _count(tile.queries)
         query, d_out = query_ref[cut, head, :], d_out_ref[cut, head, :]
         scores = _scores(query, key, rows, columns, first_ref[cut], scale)
         shares = jnp.exp2(scores - lse_ref[head, cut][:, None])  # [Q, T]
@@ -320,4 +320,9 @@ def _keys_kernel(
 
 def _tiles_of_keys(first_ref, start, tile: Tile):
     """The first tile of keys that a tile of queries sees, and the one behind the last."""
-    return jax.lax.div(first_ref[start], tile.keys), jax.lax.div(start + tile.queries - 1, tile.keys) + 1
+    keys = jnp.int32(tile.keys)
+    return jax.lax.div(first_ref[start], keys), jax.lax.div(start + tile.queries - 1, keys) + 1
+
+
+def _count(number: int) -> jax.Array:
+    return jnp.arange(number, dtype=jnp.int32)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 
+from data_gen.call_sandbox import CallsLost
 from rcjax.evaluation import evalplus
 from rcjax.evaluation.benchmarks import load_benchmark
 from rcjax.evaluation.samples import CodeSample
@@ -76,3 +79,87 @@ def test_time_is_counted_for_each_suite_and_over_shared_parts(many_inputs, monke
     base, plus, failure = statuses(many_inputs, SLOW.format("2 * x"))
     assert (base, plus) == ("pass", "timeout")
     assert "no end within 0.25 s" in failure
+
+
+def test_an_error_in_one_thread_ends_all(many_inputs, monkeypatch):
+    """Also while another thread is in the middle of a run that nobody shares."""
+    run = evalplus.run_part
+
+    def fail(worker, judge, task, source, *rest):
+        if "fail" in source:
+            raise RuntimeError("no more")
+        return run(worker, judge, task, source, *rest)
+
+    monkeypatch.setattr(evalplus, "run_part", fail)
+    samples = [CodeSample("HumanEval/0", source) for source in (STATE, STATE + "# fail\n", SLOW.format("2 * x"))]
+    with pytest.raises(RuntimeError, match="no more"):
+        score_samples(many_inputs, samples, workers=3, progress=no_progress)
+
+
+@pytest.mark.parametrize(("losses", "plus"), [(1, "pass"), (2, "timeout")])
+def test_a_worker_lost_among_the_plus_inputs_leaves_the_base_inputs_passed(many_inputs, monkeypatch, losses, plus):
+    verdict, lost = evalplus._Run.verdict, []
+
+    def lose(run, frames, seconds):
+        if run.suite == "plus" and len(lost) < losses:
+            lost.append(run)
+            raise CallsLost("gone")
+        return verdict(run, frames, seconds)
+
+    monkeypatch.setattr(evalplus._Run, "verdict", lose)
+    base, found, failure = statuses(many_inputs, "def double(x):\n    return 2 * x\n", workers=1)
+    assert (base, found) == ("pass", plus)
+    assert ("Crashed" in failure) == (plus == "timeout")
+    assert len(lost) == losses
+
+
+def test_the_half_that_is_taken_over_is_never_empty_nor_taken_twice():
+    """However far the run has come while its inputs are being divided."""
+
+    class Running:
+        number, suite, first, seconds = 0, "plus", 0, 10.0
+
+        def __init__(self, at, last):
+            self.places, self.last = iter(range(at, at + 100)), last
+
+        @property
+        def at(self):  # moves on whenever it is looked at
+            return next(self.places)
+
+        def seconds_left(self, at):
+            return self.seconds
+
+    for left in range(1, 8):
+        work = evalplus._Work()
+        work.add(0, {"plus": [evalplus._Part(0.0, 0, "plus", 0, 20), evalplus._Part(0.0, 0, "plus", 20, 40)]}, True)
+        assert [work.take().first, work.take().first] == [0, 20]
+        run = Running(20 - left, 20)
+        with work.divided(run):
+            part = work._half_of_a_run()
+        assert (part is None) == (left < 2)
+        if part is not None:
+            assert 20 - left < part.first < part.last == 20
+            assert run.last == part.first
+
+
+SEND = """import os, struct, time
+def send(kind, content):
+    os.write(4, struct.pack('<BI', kind, len(content)) + content)
+"""
+FRAMES = {
+    "nobody takes what is expected": "send(1, b'')\n    os._exit(0)",
+    "a comparison of another form": "send(1, b'')\n    send(2, b'1')\n    time.sleep(9)",
+    "an infinite tolerance": "send(1, b'')\n    send(2, b'[true, Infinity, \"\"]')\n    time.sleep(9)",
+    "an error too deep to read": "send(3, b'')\n    send(4, b'[' * 100000)\n    time.sleep(9)",
+    "a header that promises much": "os.write(4, struct.pack('<BI', 0, 250 << 20))\n    time.sleep(9)",
+}
+
+
+@pytest.mark.parametrize("what", FRAMES)
+def test_frames_that_a_program_writes_itself_end_its_own_run_alone(many_inputs, monkeypatch, what):
+    monkeypatch.setattr(evalplus, "MOST_SECONDS", 1.0)
+    monkeypatch.setattr(evalplus, "MORE_SECONDS", 0.5)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    base, plus, _ = statuses(many_inputs, f"{SEND}def double(x):\n    {FRAMES[what]}\n", workers=1)
+    assert {base, plus} <= {"fail", "timeout"}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
