@@ -81,6 +81,18 @@ def test_time_is_counted_for_each_suite_and_over_shared_parts(many_inputs, monke
     assert "no end within 0.25 s" in failure
 
 
+def test_outputs_larger_than_the_pipe_come_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCJAX_CACHE", str(tmp_path / "cache"))
+    texts = ["".join(map(str, range(first, first + 300_000))) for first in (0, 500_000)]  # of 1.7 and 1.8 MB
+    row = HUMANEVAL_PLUS[0] | {"plus_input": [[text] for text in texts] + [[3]]}
+    benchmark = load_benchmark("humaneval+", write_lines(tmp_path / "large.jsonl", [row]))
+    assert statuses(benchmark, "def double(x):\n    return 2 * x\n") == ("pass", "pass", "")
+    other = (
+        "def double(x):\n    y = 2 * x\n    return y if isinstance(x, int) else y[:1_200_000] + 'z' + y[1_200_001:]\n"
+    )
+    assert statuses(benchmark, other)[:2] == ("pass", "fail")
+
+
 def test_an_error_in_one_thread_ends_all(many_inputs, monkeypatch):
     """Also while another thread is in the middle of a run that nobody shares."""
     run = evalplus.run_part

@@ -146,6 +146,7 @@ def test_it_lowers_to_triton_for_cuda():
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call") >= 3  # forward, and the passes of the backward
     assert "triton" in text
+    assert "stablehlo.while" not in text  # which would be run in every layer of a scan, and not once
 
 
 def test_a_gpu_that_is_too_old_is_said_once(monkeypatch):
