@@ -187,6 +187,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
     try:
         check_flags()
+        if MODE.value != "score":  # which computes nothing itself
+            ask_for_huge_pages()
         if not several():
             one_device_per_core()
         if MODE.value == "generate":
@@ -528,5 +530,4 @@ def _load_config(path: str):
 
 if __name__ == "__main__":
     keep_compiled_programs()
-    ask_for_huge_pages()
     app.run(main, flags_parser=parse_flags)

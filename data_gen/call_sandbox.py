@@ -25,32 +25,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_gen.call_frames import CHUNK, FrameReader, OutOfTime
 from data_gen.sandbox import WORK_BYTES, Limits, SandboxError
 
-OUTPUT, FOREIGN, COMPARED, RAISED, TRACEBACK, LOADED, LARGE = range(7)  # frames, as in isolated/calls.py
 _WORKER = Path(__file__).with_name("calls_worker.py")
 _JUDGE = Path(__file__).parent / "isolated" / "output_judge.py"
-_HEADER = struct.Struct("<BI")
-_LARGEST = 256 << 20
 _START = 60.0
 _GRACE = 10.0
-_CHUNK = 1 << 20  # also the size of a pipe
-_NAP = 0.004
 _PYTHON = ("-S", "-s", "-P", "-B")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PATH": os.defpath, "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 _ENVIRONMENT["LD_BIND_NOW"] = "1"  # symbols that only a child uses would be looked up by every child
+_ENVIRONMENT["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # large lists and strings in fewer page faults (glibc 2.35)
 
 
 class CallsLost(RuntimeError):
     """The worker ended in mid-run, through no fault of the program that can be told."""
-
-
-class OutOfTime(Exception):
-    """The time of a run is up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +60,7 @@ class Call:
       seconds: time limit of each input from there on; the calls end with them.
       memory_mb: address space that the program may take, MiB.
       record: the program is the canonical one: send its time before each output.
+      stateless: the program can keep nothing from one call to the next, and reach neither signals nor streams.
     """
 
     source: str
@@ -77,6 +71,7 @@ class Call:
     seconds: Sequence[float]
     memory_mb: int
     record: bool = False
+    stateless: bool = False
     first: int = 0
 
 
@@ -90,6 +85,77 @@ def packed(inputs: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
     return pickle.dumps(
         {task: {name: pickle.dumps(list(them), 5) for name, them in of.items()} for task, of in inputs.items()}, 5
     )
+
+
+class _Zygote:
+    """The process behind a worker, with its directory; it waits for its inputs."""
+
+    def __init__(self, plain: bool):
+        self.plain = plain
+        self.base = tempfile.mkdtemp(prefix="calls-")
+        os.chmod(self.base, 0o711)
+        self.orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        options = {"packages": packages(), "readable": packages(), "work_bytes": WORK_BYTES, "plain": plain}
+        self.process = subprocess.Popen(
+            [sys.executable, *_PYTHON, str(_WORKER), str(theirs.fileno()), self.base, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(theirs.fileno(),),
+            env=_ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def load(self, inputs: bytes) -> dict:
+        """Hands it its inputs; what isolation it reached.
+
+        Raises:
+          SandboxError: the interpreter did not start.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(inputs)
+            self.process.stdin.close()
+        self.orders.settimeout(_START)
+        try:
+            hello = self.orders.recv(1 << 16)
+        except TimeoutError:
+            hello = b""
+        if not hello:
+            self.process.kill()
+            said = self.process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+            self.close()
+            raise SandboxError(f"the sandbox's interpreter did not start: {said[-1] if said else 'no answer'}")
+        return json.loads(hello)
+
+    def close(self) -> None:
+        """Ends it and whatever runs in it."""
+        self.orders.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stderr.close()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+_ahead: list[_Zygote] = []
+
+
+@contextlib.contextmanager
+def started_ahead(count: int) -> Iterator[None]:
+    """Starts the processes of ``count`` plain workers, which those that are made inside take: their interpreters get
+    ready while the inputs are still being read."""
+    _ahead.extend(_Zygote(plain=True) for _ in range(count))
+    try:
+        yield
+    finally:
+        while _ahead:
+            _ahead.pop().close()
 
 
 class CallWorker:
@@ -111,39 +177,15 @@ class CallWorker:
         self._open()
 
     def _open(self) -> None:
-        self._base = tempfile.mkdtemp(prefix="calls-")
-        os.chmod(self._base, 0o711)
-        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        options = {"packages": packages(), "readable": packages(), "work_bytes": WORK_BYTES}
-        options["plain"] = self._plain
-        self._process = subprocess.Popen(
-            [sys.executable, *_PYTHON, str(_WORKER), str(theirs.fileno()), self._base, json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=(theirs.fileno(),),
-            env=_ENVIRONMENT,
-            cwd="/",
-            start_new_session=True,
-        )
-        theirs.close()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(self._inputs)
-            self._process.stdin.close()
-        self._orders.settimeout(_START)
         try:
-            hello = self._orders.recv(1 << 16)
-        except TimeoutError:
-            hello = b""
-        if not hello:
-            self._process.kill()
-            said = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-            self.close()
-            raise SandboxError(f"the sandbox's interpreter did not start: {said[-1] if said else 'no answer'}")
-        self.reached = json.loads(hello)
+            self._zygote = _ahead.pop() if self._plain else _Zygote(plain=False)
+        except IndexError:
+            self._zygote = _Zygote(plain=True)
+        self.reached = self._zygote.load(self._inputs)
 
-    def run(self, call: Call, seconds: float) -> Iterator[tuple[int, bytearray]]:
-        """Frames (kind, content) that the child sends, until it ends. Closing the iterator ends the child.
+    def run(self, call: Call, seconds: float) -> Iterator[tuple[int, bytearray | int]]:
+        """Frames (kind, content) that the child sends, until it ends (``call_frames.py``). Closing the iterator ends
+        the child.
 
         Args:
           call: what to run.
@@ -153,19 +195,19 @@ class CallWorker:
           OutOfTime: they are over.
           CallsLost: the worker is gone; it was replaced, so the next run may be tried.
         """
-        self.extend(seconds)
         self._control, control = socket.socketpair()
         data, data_write = os.pipe()
+        self.reader = FrameReader(data, time.monotonic() + seconds)
         with contextlib.suppress(OSError):
-            fcntl.fcntl(data, fcntl.F_SETPIPE_SZ, _CHUNK)
+            fcntl.fcntl(data, fcntl.F_SETPIPE_SZ, CHUNK)
         lost = False
         try:
             try:
-                socket.send_fds(self._orders, [b"F"], [control.fileno(), data_write])
+                socket.send_fds(self._zygote.orders, [b"F"], [control.fileno(), data_write])
                 control.close()
                 os.close(data_write)
                 self._control.sendall(_framed(self._request(call)))
-                yield from _frames(data, lambda: self._deadline)
+                yield from self.reader.frames()
             except OSError as error:
                 lost = True
                 raise CallsLost(str(error)) from error
@@ -178,7 +220,7 @@ class CallWorker:
 
     def extend(self, seconds: float) -> None:
         """The run may take so long from now on."""
-        self._deadline = time.monotonic() + seconds
+        self.reader.deadline = time.monotonic() + seconds
 
     def _request(self, call: Call) -> dict:
         # Time is kept here and by a timer for each input; limits of the sandbox stand behind that.
@@ -191,7 +233,9 @@ class CallWorker:
             processes=64,
         )
         usual = min(call.seconds, default=0.0)  # of most inputs: only the others are sent
-        longer = {index: limit for index, limit in enumerate(call.seconds) if limit != usual}
+        longer = {}
+        if max(call.seconds, default=0.0) != usual:
+            longer = {index: limit for index, limit in enumerate(call.seconds) if limit != usual}
         head = {field.name: getattr(call, field.name) for field in dataclasses.fields(call) if field.name != "seconds"}
         return {
             **head,
@@ -207,29 +251,23 @@ class CallWorker:
         Raises:
           OSError: nobody takes it, while the run may go on.
         """
-        self._control.settimeout(max(0.01, self._deadline - time.monotonic()))
+        self._control.settimeout(max(0.01, self.reader.deadline - time.monotonic()))
         self._control.sendall(_framed({"expected": base64.b64encode(expected).decode(), "atol": atol}))
 
     def _end_child(self) -> bool:
         """Kills the child unless it ended, and takes in how it did; False if the zygote is gone."""
         try:
-            self._orders.settimeout(_GRACE)
-            self._orders.send(b"K")
-            ended = marshal.loads(self._orders.recv(1 << 16))
+            orders = self._zygote.orders
+            orders.settimeout(_GRACE)
+            orders.send(b"K")
+            ended = marshal.loads(orders.recv(1 << 16))
         except (OSError, EOFError, ValueError):
             return False
         return "lost" not in ended
 
     def close(self) -> None:
         """Ends the zygote and whatever runs in it."""
-        self._orders.close()
-        try:
-            self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stderr.close()
-        shutil.rmtree(self._base, ignore_errors=True)
+        self._zygote.close()
 
 
 def _framed(message: Any) -> bytes:
@@ -237,60 +275,12 @@ def _framed(message: Any) -> bytes:
     return struct.pack("<I", len(body)) + body
 
 
-def _frames(fd: int, deadline: Callable[[], float]) -> Iterator[tuple[int, bytearray]]:
-    """Frames from a pipe until its end, or until the ``deadline`` of ``time.monotonic``.
-
-    A reader that waits in ``poll`` is woken by every small write, which costs both sides more than the write itself. So
-    it sleeps a tenth of the time that the run has taken, and takes in what has come meanwhile. Not so in the middle of
-    a frame: one that is larger than the pipe holds the program up until it is read.
-    """
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    started = time.monotonic()
-
-    def wait() -> None:
-        left = deadline() - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            raise OutOfTime
-
-    buffer, at = bytearray(), 0
-    while True:
-        while len(buffer) - at >= _HEADER.size:
-            kind, size = _HEADER.unpack_from(buffer, at)
-            if size > _LARGEST:
-                raise OutOfTime  # no frame of ours: a program that writes into the pipe itself
-            at += _HEADER.size
-            content = buffer[at : at + size]
-            filled = len(content)
-            at += filled
-            while filled < size:
-                if filled == len(content):  # memory for as much again as has come: a header may lie
-                    content += bytes(min(size - filled, max(filled, _CHUNK)))
-                wait()
-                with memoryview(content) as place:
-                    part = os.readv(fd, [place[filled:]])
-                if not part:
-                    return
-                filled += part
-            yield kind, content
-        del buffer[:at]
-        at = 0
-        wait()
-        part = os.read(fd, _CHUNK)
-        if not part:
-            return
-        buffer += part
-        if len(part) < _CHUNK // 4:
-            elapsed = time.monotonic() - started
-            if elapsed > 0.002:
-                time.sleep(min(_NAP, elapsed / 10))
-
-
 class Judge:
-    """The judging process; started when it is first asked, and again when it was lost."""
+    """The judging processes, without numpy and with it; each started when it is first needed, and again when it was
+    lost."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen | None = None
+        self._processes: dict[str, subprocess.Popen] = {}
 
     def compare(self, items: Sequence[tuple], seconds: float) -> list[tuple[bool, float, str]]:
         """For each (rule, pickled arguments, output, expected output, atol): (right, next atol, what was compared).
@@ -298,44 +288,54 @@ class Judge:
         Raises:
           OutOfTime: it takes longer, or the judge was lost over it.
         """
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, *_PYTHON, str(_JUDGE), json.dumps(packages())],
+        verdicts = self._ask("plain", items, seconds)
+        open_ones = [index for index, verdict in enumerate(verdicts) if verdict is None]
+        if open_ones:
+            answers = self._ask("numpy", [items[index] for index in open_ones], seconds)
+            for index, verdict in zip(open_ones, answers, strict=True):
+                verdicts[index] = verdict
+        return [tuple(verdict) for verdict in verdicts]
+
+    def _ask(self, kind: str, items: Sequence[tuple], seconds: float) -> list:
+        if kind not in self._processes:
+            self._processes[kind] = subprocess.Popen(
+                [sys.executable, *_PYTHON, str(_JUDGE), json.dumps(packages()), kind],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=_ENVIRONMENT,
                 cwd="/",
                 start_new_session=True,
             )
-        body = pickle.dumps(items, 5)
+        process, body = self._processes[kind], pickle.dumps(items, 5)
         deadline = time.monotonic() + seconds + _GRACE
         try:
-            self._process.stdin.write(struct.pack("<I", len(body)) + body)
-            self._process.stdin.flush()
-            size = struct.unpack("<I", self._exactly(4, deadline))[0]
-            return [tuple(verdict) for verdict in json.loads(self._exactly(size, deadline))]
+            process.stdin.write(struct.pack("<I", len(body)) + body)
+            process.stdin.flush()
+            size = struct.unpack("<I", _exactly(process, 4, deadline))[0]
+            return json.loads(_exactly(process, size, deadline))
         except (OSError, EOFError, ValueError):
             self.close()
             raise OutOfTime from None
 
-    def _exactly(self, count: int, deadline: float) -> bytes:
-        data = b""
-        poll = select.poll()
-        poll.register(self._process.stdout, select.POLLIN)
-        while len(data) < count:
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise EOFError
-            part = os.read(self._process.stdout.fileno(), count - len(data))
-            if not part:
-                raise EOFError
-            data += part
-        return data
-
     def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process.stdin.close()
-            self._process.stdout.close()
-            self._process = None
+        """Ends the processes."""
+        while self._processes:
+            _, process = self._processes.popitem()
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+
+
+def _exactly(process: subprocess.Popen, count: int, deadline: float) -> bytes:
+    data = b""
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    while len(data) < count:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise EOFError
+        part = os.read(process.stdout.fileno(), count - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data

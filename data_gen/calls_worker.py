@@ -28,10 +28,11 @@ sys.path_importer_cache.clear()
 
 def main() -> None:
     orders, base = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
-    calls.prepare(pickle.load(sys.stdin.buffer), OPTIONS["plain"])
+    calls.prepare(OPTIONS["plain"])
     os.umask(0o077)
     seed = os.getpid()
     reached = sandbox_worker.confine(orders, "namespaces", base, OPTIONS)
+    calls.INPUTS.update(pickle.load(sys.stdin.buffer))  # which may come when all else has been ready for long
     calls.settle(sandbox_worker.private_directory(reached, base))
     sandbox_worker.serve(orders, reached, base, OPTIONS, seed, calls.start)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import faulthandler
+import gc
 import io
 import os
 import random
@@ -28,7 +29,7 @@ from data_gen.isolated.feedback import FILE
 CONTROL, DATA = 3, 4  # descriptors in the child
 # Kinds of frames: one byte, a length of four, the content.
 OUTPUT, FOREIGN, COMPARED, RAISED, TRACEBACK, LOADED, LARGE = range(7)
-NO_LIMIT = 1e9
+NEVER = float("inf")  # by the clock of a run
 
 # Depth of the stack at which evalplus calls: a program may recurse 1,000 frames less these.
 DEPTH = 24
@@ -39,11 +40,10 @@ INPUTS: dict[str, dict[str, bytes]] = {}
 MAPPED = [0]  # MiB of address space that a child has from the start
 
 
-def prepare(inputs: dict[str, dict[str, bytes]], plain: bool) -> None:
+def prepare(plain: bool) -> None:
     """Loads what children shall find in memory. Called before the zygote is confined and may see less.
 
     Args:
-      inputs: see ``INPUTS``.
       plain: whether programs import nothing but modules of Python itself; else numpy is loaded, and what evalplus takes
         something away from.
     """
@@ -55,7 +55,6 @@ def prepare(inputs: dict[str, dict[str, bytes]], plain: bool) -> None:
         import numpy.linalg
         import numpy.random  # noqa: F401
 
-    INPUTS.update(inputs)
     outputs.prepare(with_numpy=not plain)
 
 
@@ -150,17 +149,16 @@ class _TimeUp(Exception):
     __qualname__ = __name__ = "TimeoutException"
 
 
-def _on_alarm(signum, frame):
-    raise _TimeUp("Timed out!")
-
-
 class Calls:
     """One run. Keeps what it needs by names of its own: a program that spoils modules shall spoil its own answers."""
 
     def __init__(self, request: dict):
         self.request = request
         first, inputs = request["first"], INPUTS[request["task"]]
+        gc.disable()  # nothing here is garbage, and what is frozen no program's collections walk
         inputs = [one for suite in request["suites"] for one in loads(inputs[suite])]
+        gc.freeze()
+        gc.enable()
         self.inputs = inputs[first : first + request["count"]]
         self.rule, self.record = request["rule"], request["record"]
         self.write, self.encode, self.pack, self.foreign = os.write, outputs.encode, pack, outputs.Foreign
@@ -168,6 +166,7 @@ class Calls:
         self.getcwd = os.getcwd  # feedback needs it, and `disable` takes it away
         self.describe, self.judge, self.decode = feedback.record, evalplus_rules.judge, outputs.decode
         self.timer, self.handle, self.real, self.alarm = setitimer, handle_signal, ITIMER_REAL, SIGALRM
+        self.deadline, self.time_up = NEVER, _TimeUp
 
     def send(self, kind: int, content: bytes = b"") -> None:
         frame = self.pack("<BI", kind, len(content)) + content
@@ -191,16 +190,21 @@ class Calls:
             self.failed(error)
             return
         self.send(LOADED)
-        timer, handle, real, alarm = self.timer, self.handle, self.real, self.alarm
         clock, record, send_output = self.clock, self.record, self.send_output
         usual, longer = self.request["seconds"], {int(index): limit for index, limit in self.request["longer"].items()}
+        fresh = not self.request["stateless"]  # the program may have got at the alarm or the streams
+        swallow = _Swallow()
+        self.set_alarm()
         for index, arguments in enumerate(self.inputs):
             try:
-                timer(real, longer.get(index, usual))
-                handle(alarm, _on_alarm)
+                started = clock()
+                self.deadline = started + longer.get(index, usual)
+                if fresh:
+                    self.set_alarm()
                 try:
-                    sys.stdin = sys.stdout = sys.stderr = _Swallow()
-                    started = clock()
+                    if fresh or swallow.tell():
+                        swallow = _Swallow()
+                    sys.stdin = sys.stdout = sys.stderr = swallow
                     try:
                         out = function(*arguments)
                     finally:
@@ -208,7 +212,9 @@ class Calls:
                             taken = clock() - started
                         sys.stdin, sys.stdout, sys.stderr = kept
                 finally:
-                    timer(real, 0)
+                    self.deadline = NEVER
+                    if fresh:
+                        self.timer(self.real, 0)
                 if record:
                     self.send_recorded(out, taken)
                 else:
@@ -216,6 +222,18 @@ class Calls:
             except BaseException as error:
                 self.failed(error)
                 return
+
+    def set_alarm(self) -> None:
+        """It rings after the shortest time that an input may take: no system call for each input."""
+        self.timer(self.real, self.request["seconds"])
+        self.handle(self.alarm, self.on_alarm)
+
+    def on_alarm(self, signum, frame) -> None:
+        """Ends the call that takes too long; is set again where it has time left."""
+        left = self.deadline - self.clock()
+        if left <= 0:
+            raise self.time_up("Timed out!")
+        self.timer(self.real, min(left, self.request["seconds"]))
 
     def send_recorded(self, out, seconds: float) -> None:
         if self.rule == "not_none":

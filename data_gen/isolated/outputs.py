@@ -113,7 +113,18 @@ class _Decoder(pickle.Unpickler):
 _SIMPLE = frozenset((type(None), bool, int, float, str))
 
 
-def encode(value, *, _simple=_SIMPLE, _dumps=pickle.dumps, _buffer=_Buffer, _encoder=Encoder) -> bytes:
+def _new() -> tuple:
+    """A buffer, and an encoder that writes to it."""
+    buffer = _Buffer()
+    encoder = Encoder(buffer, 5)
+    encoder.fast = True
+    return buffer, encoder
+
+
+_kept = [_new()]  # making them takes longer than to encode a short list
+
+
+def encode(value, *, _simple=_SIMPLE, _dumps=pickle.dumps, _kept=_kept, _new=_new) -> bytes:
     """``value`` as bytes; ``prepare`` must have been called.
 
     Raises:
@@ -123,10 +134,14 @@ def encode(value, *, _simple=_SIMPLE, _dumps=pickle.dumps, _buffer=_Buffer, _enc
     """
     if type(value) in _simple:
         return _dumps(value, 5)
-    buffer = _buffer()
-    encoder = _encoder(buffer, 5)
-    encoder.fast = True
-    encoder.dump(value)
+    buffer, encoder = _kept[0]
+    buffer.seek(0)
+    buffer.truncate()
+    try:
+        encoder.dump(value)
+    except BaseException:
+        _kept[0] = _new()  # it may have got lost somewhere inside of the value
+        raise
     return buffer.getvalue()
 
 

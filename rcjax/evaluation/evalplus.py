@@ -30,21 +30,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data_gen.call_sandbox import (
-    COMPARED,
-    FOREIGN,
-    LARGE,
-    LOADED,
-    OUTPUT,
-    RAISED,
-    TRACEBACK,
-    Call,
-    CallsLost,
-    CallWorker,
-    Judge,
-    OutOfTime,
-    packed,
-)
+from data_gen.call_frames import COMPARED, FOREIGN, LARGE, LOADED, OUTPUT, RAISED, SAME, TRACEBACK, OutOfTime
+from data_gen.call_sandbox import Call, CallsLost, CallWorker, Judge, packed
 from data_gen.isolated import feedback
 from data_gen.isolated.evalplus_rules import FLOATS_ATOL, rule_of
 from rcjax.evaluation.expected import SUITES, Expected, expected_outputs, inputs_of
@@ -221,26 +208,27 @@ def score(
     for index, sample in enumerate(samples):
         indices[sample.task_id, sample.solution].append(index)
     programs = list(indices)
-    work = _Work()
+    work, stateless, plain = _Work(), [], []
     for number, (task_id, source) in enumerate(programs):
-        cut = [_parts(number, suite, source, expected.suite(task_id, suite).seconds) for suite in suites]
-        shared = is_stateless(source) and _rule(benchmark.tasks[task_id]) != "root"  # whose text tells of all inputs
+        stateless.append(is_stateless(source))
+        plain.append(keeps_to_plain_modules(source))
+        cut = [_parts(number, suite, expected.suite(task_id, suite).seconds, stateless[-1]) for suite in suites]
+        shared = stateless[-1] and _rule(benchmark.tasks[task_id]) != "root"  # whose text tells of all inputs
         work.add(number, dict(zip(suites, cut, strict=True)), shared)
     tasks = {task_id: benchmark.tasks[task_id] for task_id, _ in programs}
     inputs = packed({task_id: inputs_of(task) for task_id, task in tasks.items()})
-    plain = [keeps_to_plain_modules(source) for _, source in programs]
+    pool = _Pool(inputs)
     failures: list[BaseException] = []
     told = threading.Lock()
 
     def run_parts() -> None:
-        judge, workers = Judge(), {}
+        judge = Judge()
         try:
             while (part := work.take()) is not None:
                 task_id, source = programs[part.number]
-                kind = plain[part.number]
-                if kind not in workers:
-                    workers[kind] = CallWorker(inputs, plain=kind)
-                verdicts = run_part(workers[kind], judge, tasks[task_id], source, expected, part, work)
+                with pool.worker(plain[part.number]) as worker:
+                    task = tasks[task_id]
+                    verdicts = run_part(worker, judge, task, source, expected, part, work, stateless[part.number])
                 if part.then and len(verdicts) == 1:  # in a run of its own
                     last = len(expected.suite(task_id, part.then).seconds)
                     work.put(dataclasses.replace(part, suite=part.then, first=0, last=last, then=""))
@@ -255,8 +243,6 @@ def score(
             failures.append(error)
             work.stop()
         finally:
-            for worker in workers.values():
-                worker.close()
             judge.close()
 
     count = workers or len(os.sched_getaffinity(0))
@@ -269,13 +255,40 @@ def score(
     except BaseException:  # an interrupt: runs that are under way may take a minute, nobody waits for them
         work.stop()
         raise
+    pool.close()
     if failures:
         raise failures[0]
 
 
+class _Pool:
+    """Workers that threads lend each other: few programs need numpy, and its import takes longer than most runs."""
+
+    def __init__(self, inputs: bytes):
+        self._inputs = inputs
+        self._idle: dict[bool, list[CallWorker]] = {True: [], False: []}
+
+    @contextlib.contextmanager
+    def worker(self, plain: bool) -> Iterator[CallWorker]:
+        """One that nobody else has."""
+        try:
+            worker = self._idle[plain].pop()
+        except IndexError:
+            worker = CallWorker(self._inputs, plain)
+        try:
+            yield worker
+        finally:
+            self._idle[plain].append(worker)
+
+    def close(self) -> None:
+        """Ends those that are idle."""
+        for workers in self._idle.values():
+            while workers:
+                workers.pop().close()
+
+
 def time_limits(seconds: Sequence[float]) -> list[float]:
     """Seconds that a program may take for each input, from those of the canonical program."""
-    return [max(MIN_SECONDS, FACTOR * one) for one in seconds]
+    return [FACTOR * one if FACTOR * one > MIN_SECONDS else MIN_SECONDS for one in seconds]
 
 
 def total_limit(limits: Sequence[float]) -> float:
@@ -283,9 +296,9 @@ def total_limit(limits: Sequence[float]) -> float:
     return min(MOST_SECONDS, sum(limits)) + MORE_SECONDS
 
 
-def _parts(number: int, suite: str, source: str, seconds: Sequence[float]) -> list[_Part]:
+def _parts(number: int, suite: str, seconds: Sequence[float], stateless: bool) -> list[_Part]:
     """The inputs of a suite in one part, or in several of about ``PART_SECONDS`` where their order can not matter."""
-    if sum(seconds) < 2 * PART_SECONDS or not is_stateless(source):
+    if sum(seconds) < 2 * PART_SECONDS or not stateless:
         return [_Part(-sum(seconds), number, suite, 0, len(seconds))]
     parts, first, taken = [], 0, 0.0
     for index, one in enumerate(seconds):
@@ -320,7 +333,14 @@ def _rule(task: Task) -> str:
 
 
 def run_part(
-    worker: CallWorker, judge: Judge, task: Task, source: str, expected: Expected, part: _Part, work: _Work
+    worker: CallWorker,
+    judge: Judge,
+    task: Task,
+    source: str,
+    expected: Expected,
+    part: _Part,
+    work: _Work,
+    stateless: bool = False,
 ) -> list[SuiteVerdict]:
     """Runs one program on a part of its task's inputs; one verdict, two where ``part.then`` was run as well."""
     if work.is_decided(part):
@@ -339,14 +359,16 @@ def run_part(
             rule=_rule(task),
             seconds=[*limits[0][first:last], *itertools.chain(*limits[1:])],
             memory_mb=MEMORY_MB[task.data["family"]],
+            stateless=stateless,
             first=first,
         )
         try:
             with contextlib.closing(worker.run(call, total_limit(limits[0]))) as frames:
                 for suite, own in zip(left, limits, strict=True):
                     run = _Run(worker, judge, task, suite, call, expected, range(first, last), own, part.number)
-                    run.loaded = suite != left[0]
-                    worker.extend(total_limit(own))
+                    if suite != left[0]:
+                        worker.extend(total_limit(own))
+                        run.begin()
                     # Outputs on the first suite's inputs all come before those on the second's.
                     with work.divided(run) if suite == suites[-1] else contextlib.nullcontext():
                         verdict = run.verdict(frames, total_limit(own))
@@ -369,7 +391,7 @@ class _Run:
     def __init__(self, worker, judge, task, suite, call, expected, indices: range, limits, number: int):
         outputs = expected.suite(task.id, suite)
         self.worker, self.judge, self.task, self.suite, self.call = worker, judge, task, suite, call
-        self.contents, self.same, self.floats = expected.contents(task.id, suite), outputs.same, outputs.floats
+        self.expected, self.same, self.floats = expected, outputs.same, outputs.floats
         self.at, self.last, self.limits = indices.start, indices.stop, limits  # others may lower `last`
         self.number, self.first, self.end, self.started = number, indices.start, indices.stop, time.monotonic()
         self.atol = task.data["atol"]
@@ -380,6 +402,17 @@ class _Run:
     def seconds_left(self, at: int) -> float:
         """About so long it will take from there on."""
         return (time.monotonic() - self.started) * (self.last - at) / (at - self.first + 1)
+
+    def begin(self) -> None:
+        """Outputs come from now on."""
+        self.loaded = True
+        if 0 not in self.same:
+            frames, ends = (
+                self.expected.frames(self.task.id, self.suite),
+                self.expected.suite(self.task.id, self.suite).ends,
+            )
+            start = ends[self.at - 1] if self.at else 0
+            self.worker.reader.expect(frames[start:], [end - start for end in ends[self.at :]] if start else ends)
 
     def verdict(self, frames, seconds: float) -> SuiteVerdict:
         """Takes frames until the range is through or the program failed; ``seconds`` are its limit."""
@@ -394,7 +427,11 @@ class _Run:
                 if kind == RAISED:
                     raised = True
                 elif kind == LOADED:
-                    self.loaded = True
+                    self.begin()
+                elif kind == SAME:
+                    if self.atol == 0 and any(self.floats[self.at : self.at + content]):
+                        self.atol = FLOATS_ATOL
+                    self.at += content
                 else:
                     failure = self._output(kind, content, frames)
                     if failure:
@@ -411,26 +448,27 @@ class _Run:
 
     def _output(self, kind: int, content: bytearray, frames) -> str:
         """Judges an output: what is wrong with it, "" if nothing is."""
-        if kind == OUTPUT and self.same[self.at] and content == self.contents[self.at]:
+        expected = self.expected.content(self.task.id, self.suite, self.at)
+        if kind == OUTPUT and self.same[self.at] and content == expected:
             if self.atol == 0 and self.floats[self.at]:
                 self.atol = FLOATS_ATOL
             return ""
         if kind == OUTPUT:
             arguments = pickle.dumps(list(self._arguments()), 5)
-            item = (self.call.rule, arguments, bytes(content), bytes(self.contents[self.at]), self.atol)
+            item = (self.call.rule, arguments, bytes(content), bytes(expected), self.atol)
             ((right, self.atol, text),) = self.judge.compare([item], self.seconds)
         elif kind == FOREIGN:
-            right, self.atol, text = self._compared_there(frames)
+            right, self.atol, text = self._compared_there(frames, expected)
             self.own_equality = self.own_equality or right
         else:
             right, text = False, "its output is too large" if kind == LARGE else "no output"
         return "" if right is True else f"{feedback.scrub(str(text))}\n"
 
-    def _compared_there(self, frames) -> tuple[bool, float, str]:
+    def _compared_there(self, frames, expected) -> tuple[bool, float, str]:
         """What the program's own process says of an output of a class that is known there alone."""
         failed = False, self.atol, "its output's own comparison failed"
         try:
-            self.worker.hand_in(bytes(self.contents[self.at]), self.atol)
+            self.worker.hand_in(bytes(expected), self.atol)
             kind, content = next(frames, (RAISED, b""))
             right, atol, text = json.loads(content) if kind == COMPARED else failed
         except (OSError, ValueError, TypeError, RecursionError):  # a program may write such frames itself

@@ -7,6 +7,7 @@ against the digests in its head when it is read.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import functools
 import hashlib
@@ -24,16 +25,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data_gen.call_sandbox import OUTPUT, TRACEBACK, Call, CallWorker, Judge, OutOfTime, packed
+from data_gen.call_frames import HEADER, OUTPUT, TRACEBACK, OutOfTime
+from data_gen.call_sandbox import Call, CallWorker, Judge, packed
 from data_gen.isolated.evalplus_rules import rule_of
 from rcjax import progress as console
 from rcjax.evaluation.tasks import Benchmark, BenchmarkError, Task
 
-FORMAT = 2
+FORMAT = 3
 MEMORY_MB = 8192
 SECONDS = 1800.0  # for one canonical program on all its inputs
 SUITES = ("base", "plus")
 _MAGIC = b"rcjaxexp"
+_COLUMNS = {"seconds": "d", "ends": "Q", "same": "B", "floats": "B"}  # codes of ``array``
 _BATCH = 1024  # outputs that the judge is asked about at a time
 
 
@@ -43,15 +46,15 @@ class SuiteOutputs:
 
     Attributes:
       seconds: what the canonical program took for each input.
-      sizes: bytes of each output.
+      ends: where each output ends among the suite's frames.
       same: whether the same bytes are right: not so for an output that does not equal itself (nan).
       floats: whether the output is of floats, after which evalplus compares with a tolerance.
-      offset: where the outputs lie in the file's body.
+      offset: where the frames lie in the file.
       sha256: of their bytes.
     """
 
     seconds: Sequence[float]
-    sizes: Sequence[int]
+    ends: Sequence[int]
     same: Sequence[int]
     floats: Sequence[int]
     offset: int
@@ -59,7 +62,8 @@ class SuiteOutputs:
 
 
 class Expected:
-    """A cache file."""
+    """A cache file: magic, length of the head, head (JSON), the columns of ``_COLUMNS`` for all inputs, and outputs as
+    the frames in which programs send them (``data_gen/call_frames.py``)."""
 
     def __init__(self, path: Path):
         """Raises ValueError or OSError for a file that is none, or that was cut short."""
@@ -69,39 +73,51 @@ class Expected:
                 raise ValueError("another kind of file")
             size = struct.unpack("<I", file.read(4))[0]
             head = json.loads(file.read(size))
-            self._body = len(_MAGIC) + 4 + size
-            file.seek(0, os.SEEK_END)
-            if file.tell() != self._body + head["bytes"]:
+            columns = {name: array.array(code) for name, code in _COLUMNS.items()}
+            for column in columns.values():
+                column.frombytes(file.read(head["inputs"] * column.itemsize))
+            if head["columns"] != _digest(columns):
+                raise ValueError("altered")
+            body = file.tell()
+            if file.seek(0, os.SEEK_END) != body + head["bytes"]:
                 raise ValueError("cut short")
             # Shared by all that score at the same time, and none of it copied.
             self._content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._checked: set[tuple[str, str]] = set()
-        self._suites = {
-            (task_id, suite): SuiteOutputs(**fields)
-            for task_id, suites in head["tasks"].items()
-            for suite, fields in suites.items()
-        }
+        self._suites = {}
+        for task_id, suites in head["tasks"].items():
+            for suite, (first, count, offset, sha256) in suites.items():
+                own = {name: column[first : first + count] for name, column in columns.items()}
+                self._suites[task_id, suite] = SuiteOutputs(**own, offset=body + offset, sha256=sha256)
 
     def suite(self, task_id: str, suite: str) -> SuiteOutputs:
-        """Times and sizes; the outputs themselves are read by ``contents``."""
+        """What is known of the outputs beside them."""
         return self._suites[task_id, suite]
 
-    def contents(self, task_id: str, suite: str) -> list[memoryview]:
-        """The outputs as bytes of ``data_gen.isolated.outputs``.
+    def frames(self, task_id: str, suite: str) -> memoryview:
+        """All outputs of a suite, each in a frame, not checked: what equals them was not altered."""
+        outputs = self._suites[task_id, suite]
+        return self._content[outputs.offset : outputs.offset + (outputs.ends[-1] if outputs.ends else 0)]
+
+    def content(self, task_id: str, suite: str, index: int) -> memoryview:
+        """One output as bytes of ``data_gen.isolated.outputs``.
 
         Raises:
           BenchmarkError: the file was altered since it was written.
         """
-        outputs = self._suites[task_id, suite]
-        start = self._body + outputs.offset
+        outputs, frames = self._suites[task_id, suite], self.frames(task_id, suite)
         if (task_id, suite) not in self._checked:
-            if hashlib.sha256(self._content[start : start + sum(outputs.sizes)]).hexdigest() != outputs.sha256:
+            if hashlib.sha256(frames).hexdigest() != outputs.sha256:
                 raise BenchmarkError(
                     f"{self.path} was altered: outputs of {task_id} have another digest; delete the file"
                 )
             self._checked.add((task_id, suite))
-        ends = itertools.accumulate(outputs.sizes, initial=start)
-        return [self._content[first:last] for first, last in itertools.pairwise(ends)]
+        start = outputs.ends[index - 1] if index else 0
+        return frames[start + HEADER.size : outputs.ends[index]]
+
+
+def _digest(columns: dict[str, array.array]) -> str:
+    return hashlib.sha256(b"".join(column.tobytes() for column in columns.values())).hexdigest()
 
 
 def inputs_of(task: Task) -> dict[str, Sequence[Any]]:
@@ -162,6 +178,7 @@ def _compute(tasks: Sequence[Task], body: Path, path: Path, workers: int, progre
         todo.put(task)
     inputs = packed({task.id: inputs_of(task) for task in tasks})
     head: dict[str, dict[str, Any]] = {}
+    columns = {name: array.array(code) for name, code in _COLUMNS.items()}
     lock, failures = threading.Lock(), []
 
     def work() -> None:
@@ -173,11 +190,13 @@ def _compute(tasks: Sequence[Task], body: Path, path: Path, workers: int, progre
                 except queue.Empty:
                     return
                 for suite in SUITES:
-                    contents, fields = record(worker, judge, task, suite)
+                    frames, fields = record(worker, judge, task, suite)
                     with lock:
-                        fields["offset"] = file.tell()
-                        file.writelines(contents)
-                        head.setdefault(task.id, {})[suite] = fields
+                        place = len(columns["ends"]), len(frames), file.tell()
+                        file.writelines(frames)
+                        for name, column in columns.items():
+                            column.extend(fields[name])
+                        head.setdefault(task.id, {})[suite] = *place, fields["sha256"]
                 with lock:
                     bar.advance(1)
         except BaseException as error:
@@ -204,10 +223,12 @@ def _compute(tasks: Sequence[Task], body: Path, path: Path, workers: int, progre
         size = file.tell()
         file.seek(0)
         aside = path.with_name(f".{path.name}.{os.getpid()}.whole")
-        text = json.dumps({"bytes": size, "tasks": head}).encode()
+        counts = {"bytes": size, "inputs": len(columns["ends"]), "columns": _digest(columns)}
+        text = json.dumps(counts | {"tasks": head}).encode()
         try:
             with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as whole:
                 whole.write(_MAGIC + struct.pack("<I", len(text)) + text)
+                whole.writelines(columns.values())
                 while part := file.read(1 << 22):
                     whole.write(part)
             os.replace(aside, path)
@@ -216,7 +237,7 @@ def _compute(tasks: Sequence[Task], body: Path, path: Path, workers: int, progre
 
 
 def record(worker: CallWorker, judge: Judge, task: Task, suite: str) -> tuple[list[bytes], dict[str, Any]]:
-    """Outputs of the canonical program as bytes, and the fields of their ``SuiteOutputs``.
+    """Outputs of the canonical program as frames, and the fields of their ``SuiteOutputs``.
 
     Raises:
       BenchmarkError: the program fails.
@@ -252,12 +273,13 @@ def record(worker: CallWorker, judge: Judge, task: Task, suite: str) -> tuple[li
         for right, atol, _ in judge.compare(items, SECONDS):
             same.append(int(right and rule != "root"))
             floats.append(int(atol != task.data["atol"]))
-    return contents, {
+    frames = [HEADER.pack(OUTPUT, len(content)) + content for content in contents]
+    return frames, {
         "seconds": seconds,
-        "sizes": [len(content) for content in contents],
+        "ends": list(itertools.accumulate(map(len, frames))),
         "same": same,
         "floats": floats,
-        "sha256": hashlib.sha256(b"".join(contents)).hexdigest(),
+        "sha256": hashlib.sha256(b"".join(frames)).hexdigest(),
     }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
+from data_gen.call_sandbox import started_ahead
 from rcjax.evaluation.benchmarks import load_benchmark
 from rcjax.evaluation.python_sets import with_find_zero_fixed
 from rcjax.evaluation.samples import read_samples
@@ -42,8 +45,15 @@ def score_files(
     Raises:
       BenchmarkError, SamplesError: of the files; OutputError: before anything is run.
     """
+    count = (workers or len(os.sched_getaffinity(0))) if name.endswith("+") else 0
+    with started_ahead(count):
+        return _score_files(name, samples, data, output, allow_partial, workers, fixed)
+
+
+def _score_files(name, samples, data, output, allow_partial, workers, fixed) -> BenchmarkScore:
     with without_collection():
         benchmark = load_benchmark(name, data)
+        gc.freeze()  # else the collector would walk all inputs again and again
     say(f"{benchmark.name}: {len(benchmark.tasks)} tasks, data {benchmark.version}")
     if benchmark.version.startswith("sha256:"):
         say("this data is none of the released versions that are known here; do not compare with published figures")

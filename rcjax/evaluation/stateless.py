@@ -8,6 +8,7 @@ after the other. The answers are plain lists of what is allowed; whatever else a
 from __future__ import annotations
 
 import ast
+import functools
 
 # Modules without a state that a program could change through what is allowed below.
 MODULES = frozenset(
@@ -27,20 +28,23 @@ _IMPORTING |= {"globals", "locals", "modules", "vars"}
 
 def is_stateless(source: str) -> bool:
     """True only if no call of a function of ``source`` can change what a later call returns."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return all(map(_harmless, tree.body)) and not any(map(_reaches_out, ast.walk(tree)))
+    tree = _parsed(source)
+    return tree is not None and all(map(_harmless, tree.body)) and not any(map(_reaches_out, ast.walk(tree)))
 
 
 def keeps_to_plain_modules(source: str) -> bool:
     """True only if ``source`` imports nothing but ``PLAIN_MODULES``, and names nothing by which it could."""
+    tree = _parsed(source)
+    return tree is None or not any(map(_may_import_others, ast.walk(tree)))
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed(source: str) -> ast.Module | None:
+    """The source's tree, None where there is none: it will not run."""
     try:
-        tree = ast.parse(source)
+        return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return True  # it will not run
-    return not any(map(_may_import_others, ast.walk(tree)))
+        return None
 
 
 def _may_import_others(node: ast.AST) -> bool:
