@@ -89,13 +89,15 @@ class _Part:
 class _Work:
     """The parts of all runs, given to threads the longest first, and what they came to.
 
-    How long a program takes is known of the canonical one alone. So a thread that finds nothing left takes over the
+    Where a suite is in parts, the others wait for the first as long as there is anything else to do: one that fails
+    decides them all. How long a program takes is known of the canonical one alone. So a thread that finds nothing left takes over the
     second half of what lies before a run that will take long yet, where the order of inputs can not matter.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._todo: list[_Part] = []
+        self._later: dict[tuple[int, str], list[_Part]] = {}  # (program, suite) to its other parts
         self._given = 0  # parts that are being run
         self._running: list[_Run] = []
         self._shared: list[bool] = []
@@ -116,7 +118,10 @@ class _Work:
             base, plus = todo
             todo = [dataclasses.replace(base, cost=base.cost + plus.cost, then=plus.suite)]
         for part in todo:
-            heapq.heappush(self._todo, part)
+            if part.first:
+                self._later.setdefault((number, part.suite), []).append(part)
+            else:
+                heapq.heappush(self._todo, part)
 
     def put(self, part: _Part) -> None:
         """One more part of a program that has been added."""
@@ -128,6 +133,8 @@ class _Work:
         """The next part; None when nothing is left. Waits while parts that are being run may leave some."""
         with self._changed:
             while not self._stopped:
+                if not self._todo and self._later:
+                    self._release(next(iter(self._later)))
                 part = heapq.heappop(self._todo) if self._todo else self._half_of_a_run()
                 if part is not None:
                     self._given += 1
@@ -136,6 +143,10 @@ class _Work:
                     return None
                 self._changed.wait(_LOOK)
             return None
+
+    def _release(self, suite: tuple[int, str]) -> None:
+        for part in self._later.pop(suite, ()):
+            heapq.heappush(self._todo, part)
 
     def _half_of_a_run(self) -> _Part | None:
         halves = []
@@ -181,6 +192,8 @@ class _Work:
             for suite, verdict in zip((part.suite, part.then), verdicts, strict=False):
                 found[suite][part.first if suite == part.suite else 0] = verdict
             self._given -= 1
+            if not part.first:
+                self._release((part.number, part.suite))
             self._changed.notify_all()
             if self._stopped or any(None in parts.values() for parts in found.values()):
                 return None

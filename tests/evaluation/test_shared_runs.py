@@ -176,3 +176,20 @@ def test_frames_that_a_program_writes_itself_end_its_own_run_alone(many_inputs, 
     base, plus, _ = statuses(many_inputs, f"{SEND}def double(x):\n    {FRAMES[what]}\n", workers=1)
     assert {base, plus} <= {"fail", "timeout"}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+
+def test_the_first_part_goes_before_the_others_where_there_is_else_to_do():
+    parts = {
+        number: [evalplus._Part(-10.0, number, "plus", first, first + 10) for first in (0, 10, 20)] for number in (0, 1)
+    }
+    short = [evalplus._Part(-1.0, 2, "plus", 0, 5)]
+    work = evalplus._Work()
+    for number, own in (*parts.items(), (2, short)):
+        work.add(number, {"plus": own}, True)
+    first, other, last = work.take(), work.take(), work.take()
+    assert [(part.number, part.first) for part in (first, other, last)] == [(0, 0), (1, 0), (2, 0)]
+    assert work.finish(other, [evalplus.SuiteVerdict("fail")]) is None
+    rest = [work.take(), work.take()]
+    assert {(part.number, part.first) for part in rest} == {(1, 10), (1, 20)}
+    assert all(map(work.is_decided, rest))
+    assert work.take().number == 0  # nothing else is left: they wait no longer
