@@ -1,6 +1,6 @@
 """What a GPU does with it: attention, the training step, the loss and decoding, against peers on the same GPU.
 
-    python -m benchmarks.accelerator [--parts=attention,loss,step,decode,tiles] [--small]
+    python -m benchmarks.accelerator [--parts=attention,loss,step,decode,tiles] [--models=...] [--small]
 
 `attention`: forward and backward pass over rows of 8,192 slots, packed as training packs them, against the Triton
 kernel that comes with JAX, and cuDNN's over the causal triangle, which masks no segments. `loss`: label columns at a
@@ -252,51 +252,59 @@ class Ours:
 
 
 def step(small: bool) -> None:
+    for name in STEPS:
+        step_of(name, small)
+        gc.collect()
+
+
+def step_of(name: str, small: bool) -> None:
+    """One peer after the other, each in turns with ours: three models and their moments would take too much memory."""
     import torch
 
     from benchmarks import peers_torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for name, (remat, count, lengths, microbatch) in STEPS.items():
-        config = config_of(name, remat)
-        model = model_of(config, small)
-        if small:
-            count, lengths, config.packing.row_length = 4, dict(median=150, shortest=100, longest=200), 512
-        examples = published_shape(count, vocab_size=model.vocab_size, **lengths)
-        batch = our_step(examples, "block", 5, 12, config.packing.row_length, 1, config.packing.cuts)
-        params = jax.tree.map(np.asarray, jax.jit(init_params, static_argnums=0)(model, jax.random.key(0)))
-        begin = time.perf_counter()
-        runs = {"ours": Ours(config, model, params, batch)}
-        losses = {"ours": [runs["ours"](), runs["ours"]()]}
-        print(f"{name}: ours compiled and ran twice in {time.perf_counter() - begin:.0f} s", flush=True)
-        dense = [peers_torch.tensors(d) for d in dense_step(examples, "block", 5, 12, microbatch)]
-        for peer, function in (("torch", peers_torch.plain_loss), ("improved", peers_torch.improved_loss)):
-            runs[peer] = functools.partial(
-                peers_torch.Step(model, params, function, config.optimizer.learning_rate, device, mixed=True), dense
-            )
-            losses[peer] = [runs[peer](), runs[peer]()]
-        print("losses before and after a step:", losses, flush=True)
-        for peer, values in losses.items():
-            np.testing.assert_allclose(values, losses["ours"], rtol=1e-3, err_msg=peer)
-        seconds = alternate(runs, 1 if small else ROUNDS)
-        taken = median(seconds)["ours"]
-        useful = 3 * forward_flops(model, **dataclasses.asdict(batch.work))
-        memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
-        row = {
-            "ours, s": taken,
-            **{f"{peer} / ours": ratio(seconds, "ours", peer) for peer in runs if peer != "ours"},
-            "examples/s": len(examples) / taken,
-            "tokens/s": batch.metrics["tokens"] / taken,
-            "utilisation": useful / taken / peak_flops(jnp.bfloat16),
-            "row use": float(batch.metrics["row_use"]),
-            "peak of memory, GiB": memory / 2**30,
-        }
-        claim = f"optimizer step of {name}, {model.num_params / 1e6:.0f}M parameters, bfloat16, remat {remat}"
-        record("accelerator", f"{claim}: times as long as ours", [row])
-        del runs
+    remat, count, lengths, microbatch = STEPS[name]
+    config = config_of(name, remat)
+    model = model_of(config, small)
+    if small:
+        count, lengths, config.packing.row_length = 4, dict(median=150, shortest=100, longest=200), 512
+    examples = published_shape(count, vocab_size=model.vocab_size, **lengths)
+    batch = our_step(examples, "block", 5, 12, config.packing.row_length, 1, config.packing.cuts)
+    params = jax.tree.map(np.asarray, jax.jit(init_params, static_argnums=0)(model, jax.random.key(0)))
+    begin = time.perf_counter()
+    ours = Ours(config, model, params, batch)
+    losses = {"ours": [ours(), ours()]}
+    print(f"{name}: ours compiled and ran twice in {time.perf_counter() - begin:.0f} s", flush=True)
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    dense = [peers_torch.tensors(d) for d in dense_step(examples, "block", 5, 12, microbatch)]
+    taken, ratios = [], {}
+    for peer, function in (("torch", peers_torch.plain_loss), ("improved", peers_torch.improved_loss)):
+        run = functools.partial(
+            peers_torch.Step(model, params, function, config.optimizer.learning_rate, device, mixed=True), dense
+        )
+        losses[peer] = [run(), run()]
+        np.testing.assert_allclose(losses[peer], losses["ours"], rtol=1e-3, err_msg=peer)
+        seconds = alternate({"ours": ours, peer: run}, 1 if small else ROUNDS)
+        taken += seconds["ours"]
+        ratios[f"{peer} / ours"] = ratio(seconds, "ours", peer)
+        del run
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
+    print("losses before and after a step:", losses, flush=True)
+    own = float(np.median(taken))
+    row = {
+        "ours, s": own,
+        **ratios,
+        "examples/s": len(examples) / own,
+        "tokens/s": batch.metrics["tokens"] / own,
+        "utilisation": 3 * forward_flops(model, **dataclasses.asdict(batch.work)) / own / peak_flops(jnp.bfloat16),
+        "row use": float(batch.metrics["row_use"]),
+        "peak of memory, GiB": memory / 2**30,
+    }
+    claim = f"optimizer step of {name}, {model.num_params / 1e6:.0f}M parameters, bfloat16, remat {remat}"
+    record("accelerator", f"{claim}: times as long as ours", [row])
 
 
 def decode(small: bool) -> None:
@@ -322,8 +330,8 @@ def decode(small: bool) -> None:
             return generate(model, params, prompts, **kwargs)
 
         runs = {"ours": ours}
-        # On a GPU transformers compiles for `static`, minutes at times.
-        for cache in ("dynamic", "static") if small or (dtype, batch) == (jnp.bfloat16, 16) else ("dynamic",):
+        # On a GPU transformers compiles for `static`, for minutes.
+        for cache in ("dynamic", "static") if device == "cpu" else ("dynamic",):
             peer = Transformers(network, cache, (), device=device, batch=batch)
             runs[cache] = functools.partial(peer, prompts, new_tokens)
         results = {}
@@ -359,10 +367,13 @@ PARTS = {"attention": attention, "loss": loss, "step": step, "decode": decode, "
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="attention,loss,step,decode", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--models", default=",".join(STEPS), help="of `step`")
     parser.add_argument("--small", action="store_true")
     flags = parser.parse_args()
     if jax.default_backend() == "cpu" and not flags.small:
         raise SystemExit("JAX sees no accelerator here: pip install 'jax[cuda13]', or --small to try it on the CPU")
+    for name in STEPS.keys() - set(flags.models.split(",")):
+        del STEPS[name]
     failed = []
     for part in flags.parts.split(","):
         try:
