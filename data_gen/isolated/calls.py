@@ -166,7 +166,7 @@ class Calls:
         self.getcwd = os.getcwd  # feedback needs it, and `disable` takes it away
         self.describe, self.judge, self.decode = feedback.record, evalplus_rules.judge, outputs.decode
         self.timer, self.handle, self.real, self.alarm = setitimer, handle_signal, ITIMER_REAL, SIGALRM
-        self.deadline, self.time_up = NEVER, _TimeUp
+        self.deadline, self.alarm_is_set, self.time_up = NEVER, False, _TimeUp
 
     def send(self, kind: int, content: bytes = b"") -> None:
         frame = self.pack("<BI", kind, len(content)) + content
@@ -194,12 +194,11 @@ class Calls:
         usual, longer = self.request["seconds"], {int(index): limit for index, limit in self.request["longer"].items()}
         fresh = not self.request["stateless"]  # the program may have got at the alarm or the streams
         swallow = _Swallow()
-        self.set_alarm()
         for index, arguments in enumerate(self.inputs):
             try:
                 started = clock()
                 self.deadline = started + longer.get(index, usual)
-                if fresh:
+                if fresh or not self.alarm_is_set:
                     self.set_alarm()
                 try:
                     if fresh or swallow.tell():
@@ -225,6 +224,7 @@ class Calls:
 
     def set_alarm(self) -> None:
         """It rings after the shortest time that an input may take: no system call for each input."""
+        self.alarm_is_set = True
         self.timer(self.real, self.request["seconds"])
         self.handle(self.alarm, self.on_alarm)
 
@@ -232,6 +232,7 @@ class Calls:
         """Ends the call that takes too long; is set again where it has time left."""
         left = self.deadline - self.clock()
         if left <= 0:
+            self.alarm_is_set = False  # once an input: a program may catch it and go on
             raise self.time_up("Timed out!")
         self.timer(self.real, min(left, self.request["seconds"]))
 

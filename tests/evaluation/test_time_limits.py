@@ -69,6 +69,15 @@ def test_a_late_input_ends_when_its_own_time_is_up(benchmark, rounds, kind, slow
         assert found.failure == f"double({slow}): TimeoutError: no result within 1 s\n"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_that_catches_the_alarm_has_one_on_the_next_input(benchmark, rounds, kind):
+    catches = f"    try:\n        work({10 * rounds} * (x in (2, 12)))\n    except Exception:\n        pass\n"
+    source = f"{KINDS[kind]}def double(x):\n{catches}    work({30 * rounds} * (x == 13))\n    return 2 * x\n"
+    (found,) = verdicts(benchmark, "HumanEval/0", source)
+    assert (found.base, found.plus) == ("pass", "fail")
+    assert found.failure == "double(13): TimeoutError: no result within 1 s\n"
+
+
 def test_what_is_printed_is_not_kept(benchmark, monkeypatch):
     """440 MB in all, where a program may hold 150 at a time."""
     monkeypatch.setitem(evalplus.MEMORY_MB, "humaneval", 150)
