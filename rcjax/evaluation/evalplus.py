@@ -90,8 +90,9 @@ class _Work:
     """The parts of all runs, given to threads the longest first, and what they came to.
 
     Where a suite is in parts, the others wait for the first as long as there is anything else to do: one that fails
-    decides them all. How long a program takes is known of the canonical one alone. So a thread that finds nothing left takes over the
-    second half of what lies before a run that will take long yet, where the order of inputs can not matter.
+    decides them all. How long a program takes is known of the canonical one alone. So a thread that finds nothing left
+    takes over the second half of what lies before a run that will take long yet, where the order of inputs can not
+    matter.
     """
 
     def __init__(self) -> None:
