@@ -18,7 +18,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import heapq
 import itertools
 import json
 import math
@@ -27,7 +26,7 @@ import pickle
 import reprlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data_gen.call_frames import COMPARED, FOREIGN, LARGE, LOADED, OUTPUT, RAISED, SAME, TRACEBACK, OutOfTime
@@ -35,6 +34,7 @@ from data_gen.call_sandbox import Call, CallsLost, CallWorker, Judge, packed
 from data_gen.isolated import feedback
 from data_gen.isolated.evalplus_rules import FLOATS_ATOL, rule_of
 from rcjax.evaluation.expected import SUITES, Expected, expected_outputs, inputs_of
+from rcjax.evaluation.parts import Part, SuiteVerdict, Work
 from rcjax.evaluation.samples import CodeSample
 from rcjax.evaluation.stateless import is_stateless, keeps_to_plain_modules
 from rcjax.evaluation.tasks import Benchmark, Task
@@ -44,8 +44,6 @@ FACTOR = 4.0
 MOST_SECONDS = 60.0  # of a whole run
 MORE_SECONDS = 2.0  # what evalplus grants a run beyond
 PART_SECONDS = 2.0  # of the canonical program: about so long is a part of a run that is cut
-SHARE_SECONDS = 0.1  # a run that will take so long yet may be shared
-_LOOK = 0.02
 # evalplus limits a run to 4 GiB of address space, in which it holds the expected outputs of the whole benchmark: this
 # is what is left to a program (VmSize measured in evalplus 0.3.1; in MBPP+ it shrinks in the course of a run). One
 # input of Mbpp/255 needs more, so no program passes it there.
@@ -55,156 +53,6 @@ FIND_ZERO = (
     "evalplus 0.3.1 counts HumanEval/32 as failed whatever is returned; by its oracle, mended after the release, "
     "this program passed: --evalplus_rules=fixed counts it so"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class SuiteVerdict:
-    """How a program fared on base or plus inputs, or on a part of them.
-
-    Attributes:
-      status: "pass", "fail" or "timeout".
-      failure: what went wrong on which input, "" on pass.
-      own_equality: an object of the program's own compared itself on the way.
-      seconds: wall time.
-    """
-
-    status: str
-    failure: str = ""
-    own_equality: bool = False
-    seconds: float = 0.0
-
-
-@dataclasses.dataclass(order=True)
-class _Part:
-    """A range of the inputs of a suite; sorts by the time that the canonical program took for it, longest first."""
-
-    cost: float
-    number: int  # of the program
-    suite: str
-    first: int
-    last: int
-    then: str = ""  # a suite that is taken in the same run, where this one passed
-
-
-class _Work:
-    """The parts of all runs, given to threads the longest first, and what they came to.
-
-    Where a suite is in parts, the others wait for the first as long as there is anything else to do: one that fails
-    decides them all. How long a program takes is known of the canonical one alone. So a thread that finds nothing left
-    takes over the second half of what lies before a run that will take long yet, where the order of inputs can not
-    matter.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._todo: list[_Part] = []
-        self._later: dict[tuple[int, str], list[_Part]] = {}  # (program, suite) to its other parts
-        self._given = 0  # parts that are being run
-        self._running: list[_Run] = []
-        self._shared: list[bool] = []
-        self._stopped = False
-        # Of each program, suite to first input to verdict, None while it is not there.
-        self._found: list[dict[str, dict[int, SuiteVerdict | None]]] = []
-
-    def add(self, number: int, parts: Mapping[str, Sequence[_Part]], shared: bool) -> None:
-        """The parts of a program by suite; programs come in the order of their numbers.
-
-        Args:
-          shared: whether its inputs may be taken in any order, in several processes.
-        """
-        self._shared.append(shared)
-        self._found.append({suite: dict.fromkeys(part.first for part in own) for suite, own in parts.items()})
-        todo = list(itertools.chain(*parts.values()))
-        if shared and len(parts) == 2 and len(todo) == 2:
-            base, plus = todo
-            todo = [dataclasses.replace(base, cost=base.cost + plus.cost, then=plus.suite)]
-        for part in todo:
-            if part.first:
-                self._later.setdefault((number, part.suite), []).append(part)
-            else:
-                heapq.heappush(self._todo, part)
-
-    def put(self, part: _Part) -> None:
-        """One more part of a program that has been added."""
-        with self._changed:
-            heapq.heappush(self._todo, part)
-            self._changed.notify()
-
-    def take(self) -> _Part | None:
-        """The next part; None when nothing is left. Waits while parts that are being run may leave some."""
-        with self._changed:
-            while not self._stopped:
-                if not self._todo and self._later:
-                    self._release(next(iter(self._later)))
-                part = heapq.heappop(self._todo) if self._todo else self._half_of_a_run()
-                if part is not None:
-                    self._given += 1
-                    return part
-                if not self._given:
-                    return None
-                self._changed.wait(_LOOK)
-            return None
-
-    def _release(self, suite: tuple[int, str]) -> None:
-        for part in self._later.pop(suite, ()):
-            heapq.heappush(self._todo, part)
-
-    def _half_of_a_run(self) -> _Part | None:
-        halves = []
-        for run in self._running:
-            at, last = run.at, run.last  # its own thread moves `at` on meanwhile
-            if last - at >= 2 and not self._is_decided(run.number, run.suite, at):
-                halves.append((run.seconds_left(at), at + (last - at) // 2, run))
-        seconds, first, run = max(halves, key=lambda half: half[0], default=(0.0, 0, None))
-        if run is None or seconds < SHARE_SECONDS:
-            return None
-        # The run looks at `last` after each input. Should it have passed the middle by now, some are run twice.
-        last, run.last = run.last, first
-        self._found[run.number][run.suite][first] = None
-        return _Part(0.0, run.number, run.suite, first, last)
-
-    @contextlib.contextmanager
-    def divided(self, run: _Run) -> Iterator[None]:
-        """While it goes on, others may take over inputs of this run."""
-        if not self._shared[run.number]:
-            yield
-            return
-        with self._changed:
-            self._running.append(run)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running.remove(run)
-
-    def is_decided(self, part: _Part) -> bool:
-        """Whether an earlier part of the suite failed, so that this one does not count."""
-        with self._changed:
-            return self._is_decided(part.number, part.suite, part.first)
-
-    def _is_decided(self, number: int, suite: str, before: int) -> bool:
-        others = self._found[number][suite].items()
-        return any(one is not None and one.status != "pass" for first, one in others if first < before)
-
-    def finish(self, part: _Part, verdicts: Sequence[SuiteVerdict]) -> dict[str, list[SuiteVerdict]] | None:
-        """Notes the verdicts of a part; by suite those of all parts, in order, if these were the last."""
-        with self._changed:
-            found = self._found[part.number]
-            for suite, verdict in zip((part.suite, part.then), verdicts, strict=False):
-                found[suite][part.first if suite == part.suite else 0] = verdict
-            self._given -= 1
-            if not part.first:
-                self._release((part.number, part.suite))
-            self._changed.notify_all()
-            if self._stopped or any(None in parts.values() for parts in found.values()):
-                return None
-            return {suite: [parts[first] for first in sorted(parts)] for suite, parts in found.items()}
-
-    def stop(self) -> None:
-        """No part is given out any more, and no program is told to be through."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
 
 
 def score(
@@ -222,7 +70,7 @@ def score(
     for index, sample in enumerate(samples):
         indices[sample.task_id, sample.solution].append(index)
     programs = list(indices)
-    work, stateless, plain = _Work(), [], []
+    work, stateless, plain = Work(), [], []
     for number, (task_id, source) in enumerate(programs):
         stateless.append(is_stateless(source))
         plain.append(keeps_to_plain_modules(source))
@@ -310,15 +158,15 @@ def total_limit(limits: Sequence[float]) -> float:
     return min(MOST_SECONDS, sum(limits)) + MORE_SECONDS
 
 
-def _parts(number: int, suite: str, seconds: Sequence[float], stateless: bool) -> list[_Part]:
+def _parts(number: int, suite: str, seconds: Sequence[float], stateless: bool) -> list[Part]:
     """The inputs of a suite in one part, or in several of about ``PART_SECONDS`` where their order can not matter."""
     if sum(seconds) < 2 * PART_SECONDS or not stateless:
-        return [_Part(-sum(seconds), number, suite, 0, len(seconds))]
+        return [Part(-sum(seconds), number, suite, 0, len(seconds))]
     parts, first, taken = [], 0, 0.0
     for index, one in enumerate(seconds):
         taken += one
         if taken >= PART_SECONDS or index == len(seconds) - 1:
-            parts.append(_Part(-taken, number, suite, first, index + 1))
+            parts.append(Part(-taken, number, suite, first, index + 1))
             first, taken = index + 1, 0.0
     return parts
 
@@ -352,8 +200,8 @@ def run_part(
     task: Task,
     source: str,
     expected: Expected,
-    part: _Part,
-    work: _Work,
+    part: Part,
+    work: Work,
     stateless: bool = False,
 ) -> list[SuiteVerdict]:
     """Runs one program on a part of its task's inputs; one verdict, two where ``part.then`` was run as well."""

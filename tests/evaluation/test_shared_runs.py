@@ -9,6 +9,7 @@ import pytest
 from data_gen.call_sandbox import CallsLost
 from rcjax.evaluation import evalplus
 from rcjax.evaluation.benchmarks import load_benchmark
+from rcjax.evaluation.parts import Part, SuiteVerdict, Work
 from rcjax.evaluation.samples import CodeSample
 from rcjax.evaluation.scoring import score_samples
 from tests.evaluation.small_benchmarks import HUMANEVAL_PLUS, write_lines
@@ -142,8 +143,8 @@ def test_the_half_that_is_taken_over_is_never_empty_nor_taken_twice():
             return self.seconds
 
     for left in range(1, 8):
-        work = evalplus._Work()
-        work.add(0, {"plus": [evalplus._Part(0.0, 0, "plus", 0, 20), evalplus._Part(0.0, 0, "plus", 20, 40)]}, True)
+        work = Work()
+        work.add(0, {"plus": [Part(0.0, 0, "plus", 0, 20), Part(0.0, 0, "plus", 20, 40)]}, True)
         assert [work.take().first, work.take().first] == [0, 20]
         run = Running(20 - left, 20)
         with work.divided(run):
@@ -179,16 +180,14 @@ def test_frames_that_a_program_writes_itself_end_its_own_run_alone(many_inputs, 
 
 
 def test_the_first_part_goes_before_the_others_where_there_is_else_to_do():
-    parts = {
-        number: [evalplus._Part(-10.0, number, "plus", first, first + 10) for first in (0, 10, 20)] for number in (0, 1)
-    }
-    short = [evalplus._Part(-1.0, 2, "plus", 0, 5)]
-    work = evalplus._Work()
+    parts = {number: [Part(-10.0, number, "plus", first, first + 10) for first in (0, 10, 20)] for number in (0, 1)}
+    short = [Part(-1.0, 2, "plus", 0, 5)]
+    work = Work()
     for number, own in (*parts.items(), (2, short)):
         work.add(number, {"plus": own}, True)
     first, other, last = work.take(), work.take(), work.take()
     assert [(part.number, part.first) for part in (first, other, last)] == [(0, 0), (1, 0), (2, 0)]
-    assert work.finish(other, [evalplus.SuiteVerdict("fail")]) is None
+    assert work.finish(other, [SuiteVerdict("fail")]) is None
     rest = [work.take(), work.take()]
     assert {(part.number, part.first) for part in rest} == {(1, 10), (1, 20)}
     assert all(map(work.is_decided, rest))

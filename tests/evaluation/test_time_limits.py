@@ -73,7 +73,7 @@ def test_a_late_input_ends_when_its_own_time_is_up(benchmark, rounds, kind, slow
 def test_a_program_that_catches_the_alarm_has_one_on_the_next_input(benchmark, rounds, kind, monkeypatch):
     catches = f"    try:\n        work({10 * rounds} * (x in (2, 12)))\n    except Exception:\n        pass\n"
     source = f"{KINDS[kind]}def double(x):\n{catches}    work({30 * rounds} * (x == 13))\n    return 2 * x\n"
-    monkeypatch.setattr(evalplus, "SHARE_SECONDS", 1e9)  # all inputs in one process
+    monkeypatch.setattr("rcjax.evaluation.parts.SHARE_SECONDS", 1e9)  # all inputs in one process
     (found,) = verdicts(benchmark, "HumanEval/0", source)
     assert (found.base, found.plus) == ("pass", "fail")
     assert found.failure == "double(13): TimeoutError: no result within 1 s\n"
