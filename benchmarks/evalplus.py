@@ -144,6 +144,8 @@ def main() -> None:
                 }
             )
     what = flags.samples or "published samples"
+    if set(flags.sets.split(",")) != SETS.keys():
+        what += f", {flags.sets}"
     harness.record("evalplus", f"Scoring: verdicts and time against evalplus 0.3.1 ({what})", rows, samples=what)
 
 
