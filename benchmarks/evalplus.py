@@ -129,6 +129,7 @@ def main() -> None:
             for _ in range(flags.rounds):
                 theirs, ours = one.evalplus(), one.rcjax()
                 compared += len(theirs)
+                print(f"{name}+:", ", ".join(f"{who} {taken[-1]:.1f} s" for who, taken in one.seconds.items()))
                 different |= {task for task in theirs.keys() | ours.keys() if theirs.get(task) != ours.get(task)}
                 for task in sorted(different):
                     print(f"{task}: evalplus {theirs.get(task)}, rcjax {ours.get(task)}")

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.conftest import ROOT
+
 PROGRAM = """
 import os, sys
 print(os.getpid(), flush=True)
@@ -37,3 +39,14 @@ def test_it_starts_over_once(given):
 
 def test_what_the_environment_says_stands():
     assert lines_of(GLIBC_TUNABLES="glibc.malloc.hugetlb=0")[1:] == ["glibc.malloc.hugetlb=0 ['--flag=a b', 'c']"]
+
+
+@pytest.mark.parametrize(("mode", "asks"), [("inspect", True), ("score", False)])
+def test_modes_that_compute_ask_for_it(mode, asks):
+    program = (
+        "import launch; from absl import app; launch.ask_for_huge_pages = lambda: print('asked'); "
+        f"app.run(launch.main, argv=['launch.py', '--mode={mode}'], flags_parser=launch.parse_flags)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert "UsageError" in done.stderr  # for what it lacks
+    assert ("asked" in done.stdout) == asks

@@ -122,9 +122,10 @@ def _new() -> tuple:
 
 
 _kept = [_new()]  # making them takes longer than to encode a short list
+_SMALL = 1 << 16  # bytes that may stay in the buffer: what is kept there the program can not use
 
 
-def encode(value, *, _simple=_SIMPLE, _dumps=pickle.dumps, _kept=_kept, _new=_new) -> bytes:
+def encode(value, *, _simple=_SIMPLE, _dumps=pickle.dumps, _kept=_kept, _new=_new, _small=_SMALL) -> bytes:
     """``value`` as bytes; ``prepare`` must have been called.
 
     Raises:
@@ -142,7 +143,10 @@ def encode(value, *, _simple=_SIMPLE, _dumps=pickle.dumps, _kept=_kept, _new=_ne
     except BaseException:
         _kept[0] = _new()  # it may have got lost somewhere inside of the value
         raise
-    return buffer.getvalue()
+    content = buffer.getvalue()
+    if len(content) > _small:
+        _kept[0] = _new()
+    return content
 
 
 def decode(data: bytes):

@@ -7,14 +7,15 @@ import os
 from pathlib import Path
 
 from data_gen.call_sandbox import started_ahead
-from rcjax.evaluation.benchmarks import load_benchmark
+from rcjax.evaluation.benchmarks import Benchmark, load_benchmark
 from rcjax.evaluation.python_sets import with_find_zero_fixed
-from rcjax.evaluation.samples import read_samples
+from rcjax.evaluation.samples import SampleSet, read_samples
 from rcjax.evaluation.scoring import BenchmarkScore, score_samples
 from rcjax.evaluation.tasks import without_collection
 from rcjax.progress import say
 
 SHOWN = 8
+AHEAD = 8  # workers at most that start before it is known how many samples there are
 
 
 class OutputError(ValueError):
@@ -45,12 +46,29 @@ def score_files(
     Raises:
       BenchmarkError, SamplesError: of the files; OutputError: before anything is run.
     """
-    count = (workers or len(os.sched_getaffinity(0))) if name.endswith("+") else 0
+    # Of kind "evalplus", whose workers are worth starting now: their interpreters get ready beside the reading.
+    count = min(workers or len(os.sched_getaffinity(0)), AHEAD) if name.endswith("+") else 0
     with started_ahead(count):
-        return _score_files(name, samples, data, output, allow_partial, workers, fixed)
+        benchmark, chosen = _read(name, samples, data, allow_partial, fixed)
+        if output is not None:
+            try:
+                Path(output).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"--output={output} can not be made ({error.strerror}); name another") from None
+        score = score_samples(benchmark, chosen, workers=workers)
+    tell(score)
+    if output is not None:
+        try:
+            say(f"results: {score.save(output)}")
+        except OSError as error:
+            raise OutputError(f"--output={output} can not be written ({error.strerror}); name another") from None
+    return score
 
 
-def _score_files(name, samples, data, output, allow_partial, workers, fixed) -> BenchmarkScore:
+def _read(
+    name: str, samples: str | Path, data: str | Path | None, allow_partial: bool, fixed: bool
+) -> tuple[Benchmark, SampleSet]:
+    """The benchmark and the samples of it; tells what is odd about them."""
     with without_collection():
         benchmark = load_benchmark(name, data)
         gc.freeze()  # else the collector would walk all inputs again and again
@@ -67,19 +85,7 @@ def _score_files(name, samples, data, output, allow_partial, workers, fixed) -> 
     ):
         if ids:
             say(f"{len(ids)} {what}: {_some(ids)}")
-    if output is not None:
-        try:
-            Path(output).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"--output={output} can not be made ({error.strerror}); name another") from None
-    score = score_samples(benchmark, chosen, workers=workers)
-    tell(score)
-    if output is not None:
-        try:
-            say(f"results: {score.save(output)}")
-        except OSError as error:
-            raise OutputError(f"--output={output} can not be written ({error.strerror}); name another") from None
-    return score
+    return benchmark, chosen
 
 
 def tell(score: BenchmarkScore) -> None:

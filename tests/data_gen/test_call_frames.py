@@ -1,6 +1,7 @@
 """Frames are told as they were sent, however they are cut on the way and whatever was awaited."""
 
 import os
+import tempfile
 import threading
 import time
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_gen import call_sandbox
 from data_gen.call_frames import CHUNK, HEADER, LOADED, OUTPUT, SAME, FrameReader, OutOfTime
 
 CONTENTS = st.lists(st.binary(max_size=12), max_size=8)
@@ -107,3 +109,16 @@ def test_the_deadline_may_be_moved():
     assert next(reader.frames()) == (OUTPUT, b"a")
     os.close(source)
     os.close(sink)
+
+
+def test_workers_that_nobody_took_are_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with call_sandbox.started_ahead(2):
+        processes = [zygote.process for zygote in call_sandbox._ahead]
+        worker = call_sandbox.CallWorker(call_sandbox.packed({}), plain=True)
+        assert worker._zygote.process in processes
+        assert len(list(tmp_path.iterdir())) == 2
+        worker.close()
+    assert len(processes) == 2
+    assert all(process.returncode is not None for process in processes)
+    assert not list(tmp_path.iterdir())

@@ -49,3 +49,12 @@ def test_a_judge_that_is_lost_is_replaced(judge):
     with pytest.raises(OutOfTime):
         judge.compare([item(1, 1)], 10)
     assert judge.compare([item(1, 1)], 10) == [(True, 0.0, "")]
+
+
+def test_a_large_output_does_not_stay_in_memory():
+    """A program has the memory for its next call."""
+    outputs.encode(["x" * (4 << 20)])
+    outputs.encode([1])
+    large = outputs.encode(["y" * (4 << 20)])
+    assert len(large) > 4 << 20
+    assert len(outputs._kept[0][0].getvalue()) == 0
